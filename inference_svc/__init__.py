@@ -1,0 +1,1 @@
+"""The inference service: many models on one quantised base, streamed."""
