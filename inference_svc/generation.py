@@ -3,9 +3,9 @@
 Everything in `inference_svc` speaks these types: the servicer converts the contract into them, the pipeline passes them
 on, engines answer with them. This module knows no contract, no engine and no tokenizer.
 
-A generation is a sequence of events: one `Started`, then any number of others, then exactly one `Finished`. A failure is
-an exception of `chatmill.errors`, never an event. Times are integer microseconds measured on one process's monotonic
-clock, so that they add up.
+A generation is a sequence of events: one `Started`, then any number of others, then exactly one `Finished`. A failure
+is an exception of `chatmill.errors`, never an event. Times are integer microseconds measured on one process's
+monotonic clock, so that they add up.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ class GenerationRequest:
         constraint: what the output must look like, or None.
         overflow: what to do when the prompt is too long. TRUNCATE_OLDEST needs `messages`.
         max_prompt_tokens: a bound below the model's own context, or None.
-        deadline: `time.monotonic()` second at which the generation ends with TIME_LIMIT, waiting or running; None is never.
+        deadline: `time.monotonic()` second at which it ends with TIME_LIMIT, waiting or running; None is never.
         flush_tokens: hand out text once so many tokens have gathered; None leaves it to the engine.
-        flush_interval: longest time in seconds that generated text is kept back to gather; None leaves it to the engine.
+        flush_interval: longest time in seconds that text is kept back to gather; None leaves it to the engine.
         cache_salt: prompts are shared through the prefix cache only among requests of the same salt.
     """
 
