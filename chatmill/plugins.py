@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from chatmill.errors import FieldViolation, InvalidArgument, NotFound
@@ -94,11 +95,19 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 def parse_parameters(cls: type[P], values: Mapping[str, Any], *, field: str = "parameters") -> P:
     """Build the parameter dataclass `cls` from a mapping, checking names and types.
 
-    Whole floats are taken for int fields, because JSON and `google.protobuf.Struct` know no integers. A dataclass may
-    check ranges in `__post_init__` by raising ValueError, which is reported like the rest.
+    Whole floats are taken for int fields, because JSON and `google.protobuf.Struct` know no integers; a text is taken
+    for a `Path`; a mapping for a field that is a dataclass itself, whose violations keep their own path
+    (`parameters.optimizer.rate`). A dataclass may check ranges in `__post_init__` by raising ValueError, which is
+    reported like the rest.
+
+    Args:
+        cls: the dataclass; its fields are the known names.
+        values: what the user gave.
+        field: path under which violations are reported; empty for a root whose keys stand alone.
 
     Raises:
         InvalidArgument: with one violation per wrong field, each under `field`.
+        TypeError: if `cls` is no dataclass or uses a type that can't be checked; a defect of the plug-in.
     """
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass")
@@ -106,21 +115,20 @@ def parse_parameters(cls: type[P], values: Mapping[str, Any], *, field: str = "p
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     violations: list[FieldViolation] = []
     checked: dict[str, Any] = {}
+    prefix = f"{field}." if field else ""
     for name, value in values.items():
         if name not in known:
-            violations.append(FieldViolation(f"{field}.{name}", f"unknown parameter{nearest(name, known)}"))
+            violations.append(FieldViolation(f"{prefix}{name}", f"unknown parameter{nearest(str(name), known)}"))
             continue
         try:
-            checked[name] = _coerce(hints[name], value)
+            checked[name] = _coerce(hints[name], value, f"{prefix}{name}")
+        except InvalidArgument as error:
+            violations.extend(error.violations)
         except ValueError as error:
-            violations.append(FieldViolation(f"{field}.{name}", str(error)))
+            violations.append(FieldViolation(f"{prefix}{name}", str(error)))
     for name, spec in known.items():
-        if (
-            name not in values
-            and spec.default is dataclasses.MISSING
-            and spec.default_factory is dataclasses.MISSING
-        ):
-            violations.append(FieldViolation(f"{field}.{name}", "is required"))
+        if name not in values and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            violations.append(FieldViolation(f"{prefix}{name}", "is required"))
     if not violations:
         try:
             return typing.cast(P, cls(**checked))
@@ -129,21 +137,13 @@ def parse_parameters(cls: type[P], values: Mapping[str, Any], *, field: str = "p
     raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in violations), violations=violations)
 
 
-def _coerce(hint: Any, value: Any) -> Any:
-    """`value` as the type that `hint` asks for; ValueError says what was expected."""
+def _coerce(hint: Any, value: Any, field: str) -> Any:
+    """`value` as the type that `hint` asks for; ValueError says what was expected, InvalidArgument where inside."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        failures = []
-        for option in (a for a in arguments if a is not type(None)):
-            try:
-                return _coerce(option, value)
-            except ValueError as error:
-                failures.append(str(error))
-        raise ValueError(" or ".join(failures))
+        return _coerce_union(arguments, value, field)
     if origin is typing.Literal:
         if value not in arguments:
             raise ValueError(f"must be one of {', '.join(map(repr, arguments))}, not {value!r}")
@@ -151,12 +151,32 @@ def _coerce(hint: Any, value: Any) -> Any:
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ValueError(f"must be a list, not {value!r}")
-        return origin(_coerce(arguments[0], v) for v in value) if arguments else origin(value)
+        return origin(_coerce(arguments[0], v, f"{field}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ValueError(f"must be a mapping, not {value!r}")
-        return {_coerce(arguments[0], k): _coerce(arguments[1], v) for k, v in value.items()}
+        return {_coerce(arguments[0], k, field): _coerce(arguments[1], v, f"{field}.{k}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"must be a mapping, not {value!r}")
+        return parse_parameters(typing.cast(type[Any], hint), value, field=field)
     return _scalar(hint, value)
+
+
+def _coerce_union(options: tuple[Any, ...], value: Any, field: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    failures = []
+    # exact types first, so that 1.0 stays a float under `int | float`
+    ranked = sorted((o for o in options if o is not type(None)), key=lambda o: type(value) is not o)
+    for option in ranked:
+        try:
+            return _coerce(option, value, field)
+        except ValueError as error:
+            failures.append(str(error))
+    raise ValueError(" or ".join(failures))
 
 
 def _scalar(hint: Any, value: Any) -> Any:
@@ -165,13 +185,23 @@ def _scalar(hint: Any, value: Any) -> Any:
             return value
         raise ValueError(f"must be true or false, not {value!r}")
     if hint is int:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        if isinstance(value, bool) or not whole:
             raise ValueError(f"must be a whole number, not {value!r}")
         return int(value)
     if hint is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"must be a number, not {value!r}")
-        return float(value)
-    if hint is str and not isinstance(value, str):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"must be a number that a float can hold, not {value!r}") from None
+    if hint is str:
+        if isinstance(value, str):
+            return value
         raise ValueError(f"must be a text, not {value!r}")
-    return value
+    if hint is Path:
+        if isinstance(value, str | Path) and str(value):
+            return Path(value)
+        raise ValueError(f"must be a path, not {value!r}")
+    raise TypeError(f"parameters of type {hint!r} can't be checked; use a plain type or a dataclass")
