@@ -1,0 +1,1 @@
+"""The contract of `common`, generated from protos/."""

@@ -1,0 +1,1 @@
+"""The contract of `eval`, generated from protos/."""

@@ -1,0 +1,1 @@
+"""The contract of `factory`, generated from protos/."""

@@ -1,0 +1,1 @@
+"""The contract of `inference`, generated from protos/."""
