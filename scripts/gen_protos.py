@@ -22,7 +22,7 @@ PROTOS = ROOT / "protos"
 OUT = ROOT
 TOOLCHAIN = (
     "grpcio-tools==1.76.0",
-    "protobuf==6.31.1",
+    "protobuf==6.32.1",
     "mypy-protobuf==5.1.0",
     "googleapis-common-protos==1.72.0",
     "setuptools==80.9.0",
