@@ -1,0 +1,85 @@
+"""Loads a base, freezes it, trains low-rank adapters and saves only those."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from chatmill.errors import InvalidArgument
+from factory_svc.contract import conversation_contract
+from factory_svc.methods.base import METHODS, Loop, Trainable
+from factory_svc.methods.lora.config import LoraParameters
+from factory_svc.methods.parameters import Parameters
+from factory_svc.task import Messages, Progress, TrainingOutcome, TrainingTask
+
+
+class Lora:
+    """Low-rank adapters; the base stays as it is and can serve many adapters at once."""
+
+    name = "lora"
+    summary = "Train low-rank adapters (LoRA) on a frozen base model; the result is a small adapter."
+    parameters: type[Parameters] = LoraParameters
+    kind = "adapter"
+    needs_base = True
+
+    def run(
+        self, task: TrainingTask, parameters: LoraParameters, conversations: list[Messages], folder: Path, loop: Loop
+    ) -> TrainingOutcome:
+        """See `TrainingMethod.run`."""
+        loop.report(Progress(phase="loading", note=f"Loading the base {task.base}."))
+        built = self.build(task, parameters)
+        outcome = loop.fit(built, task, parameters, conversations)
+        self.save(built, parameters, folder)
+        config = built.model.get_base_model().config
+        max_context = int(getattr(config, "max_position_embeddings", 0))
+        contract = conversation_contract(built.tokenizer, max_context, built.model.get_base_model().generation_config)
+        return dataclasses.replace(outcome, kind=self.kind, contract=contract)
+
+    def build(self, task: TrainingTask, parameters: LoraParameters) -> Trainable:
+        """The base with fresh adapters on it."""
+        from factory_svc.loading import load_tokenizer
+
+        model, notes = self.load(task)
+        return Trainable(adapt(model, parameters), load_tokenizer(task.base or "", task.base_revision), notes)
+
+    def load(self, task: TrainingTask) -> tuple[Any, list[str]]:
+        """The frozen base in fp32 on CPU (bf16 comes from autocast) and in bf16 on CUDA."""
+        from factory_svc.loading import load_model
+
+        return load_model(task.base or "", task.base_revision), []
+
+    def save(self, built: Trainable, parameters: LoraParameters, folder: Path) -> None:
+        """Write the adapter (safetensors) and its config; the tokenizer stays with the base."""
+        import torch
+
+        dtype = getattr(torch, parameters.save_dtype)
+        for weight in built.model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.to(dtype)
+        built.model.save_pretrained(folder)
+
+
+def adapt(model: Any, parameters: LoraParameters) -> Any:
+    """`model` wrapped with fresh adapters.
+
+    Raises:
+        InvalidArgument: none of the named layers exists in the model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=parameters.rank,
+        lora_alpha=parameters.alpha,
+        lora_dropout=parameters.dropout,
+        target_modules=parameters.targets(),
+        use_rslora=parameters.rank_stabilised,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise InvalidArgument.field("parameters.target_modules", str(error).splitlines()[0]) from None
+
+
+METHODS.register(Lora.name)(Lora())

@@ -1,0 +1,109 @@
+"""One way to train, whatever the method: check, read the data, run the method, and put the result in place by a rename.
+
+`train` is what the worker calls; programs that build a model without a service (the maker of the embedded base model)
+call it in their own process. It knows methods only through their Protocol, and neither jobs nor the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from chatmill.errors import AlreadyExists, InvalidArgument, ResourceExhausted
+from chatmill.plugins import parse_parameters
+from factory_svc.environment import describe_environment
+from factory_svc.loop import SftLoop
+from factory_svc.methods import METHODS
+from factory_svc.task import Progress, Report, ShouldStop, TrainingOutcome, TrainingTask, read_conversations
+
+__all__ = ["train"]
+
+
+def _silent(_: Progress) -> None:
+    """The report of callers that want none."""
+
+
+def train(task: TrainingTask, report: Report = _silent, should_stop: ShouldStop = lambda: False) -> TrainingOutcome:
+    """Do `task`; on success `task.output` holds the files, and on any failure nothing that existed has changed.
+
+    Args:
+        task: what to do.
+        report: called with every `Progress`, in this thread.
+        should_stop: asked after every step; True writes a checkpoint and ends with `Interrupted`.
+
+    Raises:
+        InvalidArgument: wrong parameters, no data, or nothing to train on.
+        NotFound: unknown method, missing data file or base.
+        AlreadyExists: `task.output` exists.
+        FailedPrecondition: the base can't be used; says why.
+        ResourceExhausted: the disk is full.
+        Aborted: reason `INTERRUPTED` if `should_stop` asked for it, `DIVERGED` if the loss is not a number.
+    """
+    method = METHODS.get(task.method)
+    parameters = parse_parameters(method.parameters, task.parameters)
+    if method.needs_base and not task.base:
+        raise InvalidArgument.field("base", f"the method {method.name} needs a base model")
+    if task.output.exists():
+        raise AlreadyExists(f"{task.output} exists; a finished model is never overwritten.", reason="OUTPUT_EXISTS")
+    conversations = read_conversations(task)
+    with _disk_full_is_clear(task.output), _folder_in_waiting(task.output) as (folder, finish):
+        loop = SftLoop(report, should_stop)
+        outcome = method.run(task, parameters, conversations, folder, loop)
+        report(Progress(step=outcome.steps, total_steps=outcome.steps, phase="saving"))
+        finish()
+    shutil.rmtree(task.checkpoint_folder(), ignore_errors=True)
+    return dataclasses.replace(outcome, environment=describe_environment())
+
+
+@contextmanager
+def _folder_in_waiting(output: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder beside `output`, and the function that makes it `output`; removed if that was not called."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+
+    def finish() -> None:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        folder.chmod(0o755)
+        folder.rename(output)
+
+    try:
+        yield folder, finish
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _disk_full_is_clear(output: Path) -> Iterator[None]:
+    """One clear line for a full disk, which libraries report in several ways."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        free = shutil.disk_usage(output.parent).free if output.parent.exists() else 0
+        raise ResourceExhausted(
+            f"The disk is full: writing beside {output} failed with {free / 2**20:.0f} MiB free. "
+            "Free some space and start the training again; what existed before is unchanged.",
+            reason="DISK_FULL",
+            quota="disk",
+        ) from error
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        # safetensors (Rust) and torch.save report it as text only.
+        if any(mark in str(error) for mark in ("No space left on device", "StorageFull", "unexpected pos")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
