@@ -419,6 +419,7 @@ class CreateDatasetRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     MORE_SOURCES_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     dataset_id: _builtins.str
     """The id, which becomes `datasets/{id}`: lower-case letters, digits and hyphens, at most 63, beginning with a letter."""
     source: _builtins.str
@@ -435,6 +436,10 @@ class CreateDatasetRequest(_message.Message):
     """Replace a dataset of that id that holds other data. The old one stays until the new one is complete."""
     request_id: _builtins.str
     """Makes a retry safe: the same id answers with the first call's result. A UUID is a good choice."""
+    force: _builtins.bool
+    """Make it anew even if nothing changed, for example after the class's code did. The old one stays until the new one is
+    complete.
+    """
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Parameters of the class."""
@@ -461,10 +466,11 @@ class CreateDatasetRequest(_message.Message):
         request_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         more_sources: _abc.Iterable[_builtins.str] | None = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_split_seed", b"_split_seed", "_test_fraction", b"_test_fraction", "parameters", b"parameters", "split_seed", b"split_seed", "test_fraction", b"test_fraction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_split_seed", b"_split_seed", "_test_fraction", b"_test_fraction", "dataset_class", b"dataset_class", "dataset_id", b"dataset_id", "labels", b"labels", "limit", b"limit", "more_sources", b"more_sources", "parameters", b"parameters", "replace", b"replace", "request_id", b"request_id", "source", b"source", "split_seed", b"split_seed", "test_fraction", b"test_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_split_seed", b"_split_seed", "_test_fraction", b"_test_fraction", "dataset_class", b"dataset_class", "dataset_id", b"dataset_id", "force", b"force", "labels", b"labels", "limit", b"limit", "more_sources", b"more_sources", "parameters", b"parameters", "replace", b"replace", "request_id", b"request_id", "source", b"source", "split_seed", b"split_seed", "test_fraction", b"test_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__split_seed: _TypeAlias = _typing.Literal["split_seed"]  # noqa: Y015
     _WhichOneofArgType__split_seed: _TypeAlias = _typing.Literal["_split_seed", b"_split_seed"]  # noqa: Y015

@@ -238,6 +238,26 @@ class EvaluationSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SCENARIO_SUITE_FIELD_NUMBER: _builtins.int
     REPLAY_SUITE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
@@ -250,6 +270,7 @@ class EvaluationSpec(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     scenario_suite: _builtins.str
     """`suites/{id}`, as ListSuites shows it, or the path of a folder or file on the service's machine under one of its
     allowed folders.
@@ -286,6 +307,10 @@ class EvaluationSpec(_message.Message):
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only scenarios with one of these tags; all when empty."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free labels, kept with the evaluation."""
+
     def __init__(
         self,
         *,
@@ -301,10 +326,11 @@ class EvaluationSpec(_message.Message):
         tags: _abc.Iterable[_builtins.str] | None = ...,
         max_output_tokens: _builtins.int | None = ...,
         temperature: _builtins.float | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "gate", b"gate", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "temperature", b"temperature", "trials", b"trials"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "gate", b"gate", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "system_prompt", b"system_prompt", "tags", b"tags", "temperature", b"temperature", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "gate", b"gate", "labels", b"labels", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "system_prompt", b"system_prompt", "tags", b"tags", "temperature", b"temperature", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
     _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
