@@ -1,0 +1,269 @@
+"""Scenario and suite files: what is read, and what is refused with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from chatmill.errors import InvalidArgument, NotFound, PermissionDenied
+from eval_svc.located_yaml import parse
+from eval_svc.scenario_file import build_scenario, read_scenario, scenario_from_mapping
+from eval_svc.schema import __main__ as publish
+from eval_svc.schema import scenario_schema
+from eval_svc.suite import Suite, SuiteLibrary, read_suite
+
+FULL = """\
+schema: 1
+id: refund-outside-window
+title: Returning customer asks for a late refund
+kind: memory
+severity: major
+tags: [refunds, en]
+source: {type: transcript, dataset: support@v3, conversation: c-1042}
+persona: {name: Ana, mood: impatient, language: en, style: short}
+memory:
+  profile: {order_id: A-77, tier: gold}
+  sessions: [{when: 2026-10-02, turns: [{user: "hello"}, {agent: "hi"}]}]
+  facts: ["Ana returned a lamp in May."]
+policy: [refund-30-days]
+trials: 5
+turns:
+  - user: "Hi, it's me again about A-77, I want my money back."
+    variants: ["hello again, A-77, refund pls"]
+    expect:
+      - {type: contains_any, value: ["A-77", "last time"], error: context_lost}
+      - {type: latency, first_token_ms: 1500, total_ms: 8000, gate: soft}
+    forbid:
+      - {type: regex, value: "(we|i) (have )?refunded", error: false_action, gate: hard}
+    on_fail: stop
+  - user: "So you refuse?"
+    when: {not_matched: handoff}
+final:
+  outcome: [handoff, refused]
+  judge: [{id: cites-policy, ask: "States the 30-day rule and invents no other rule?", gate: hard}]
+"""
+
+
+def build(text: str):
+    return build_scenario(parse(text, "f.yaml"))
+
+
+def test_the_full_vocabulary_is_read() -> None:
+    scenario = build(FULL)
+    assert (scenario.id, scenario.kind, scenario.severity, scenario.trials) == (
+        "refund-outside-window",
+        "memory",
+        "major",
+        5,
+    )
+    assert scenario.variants == 2
+    assert scenario.wording(0, 1) == "hello again, A-77, refund pls"
+    assert scenario.wording(1, 1) == "So you refuse?"
+    first, second = scenario.turns
+    assert [(c.type, c.gate, c.forbid, c.error) for c in first.checks] == [
+        ("contains_any", "hard", False, "context_lost"),
+        ("latency", "soft", False, "slow"),
+        ("regex", "hard", True, "false_action"),
+    ]
+    assert first.stop_on_fail
+    assert second.not_matched == "handoff"
+    assert scenario.outcomes == ("handoff", "refused")
+    assert [(c.id, c.type, c.scope) for c in scenario.final] == [("cites-policy", "judge", "dialog")]
+
+
+def test_memory_is_rendered_a_fact_a_line() -> None:
+    assert build(FULL).memory.lines() == (
+        "order_id: A-77",
+        "tier: gold",
+        "2026-10-02 customer: hello",
+        "2026-10-02 agent: hi",
+        "Ana returned a lamp in May.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "told"),
+    [
+        ("severity: major", "severity: mayor", 5, "did you mean 'major'?"),
+        ("    variants", "    varients", 17, "did you mean 'variants'?"),
+        ("  outcome", "  outcom", 27, "did you mean 'outcome'?"),
+        ("language: en", "language: no", 8, "quotes"),
+        ("contains_any", "contain_any", 19, "did you mean 'contains_any'?"),
+        ("total_ms: 8000", "total: 8000", 20, "did you mean 'total_ms'?"),
+        ("false_action", "false_acton", 22, "did you mean 'false_action'?"),
+        ("not_matched: handoff", "not_matched: hand_off", 25, "did you mean 'handoff'?"),
+        ("(we|i) (have", "(we|i (have", 22, "regular expression"),
+        ("turns:\n", "turns:\n  - {user: 3}\n", 16, "must be a text"),
+        ("trials: 5", "trials: 0", 14, "minimum"),
+        ('["A-77", "last time"]', "[]", 19, "at least one text"),
+        ("id: refund-outside-window", "id: Refund Outside", 2, "does not match"),
+        ("tags: [refunds, en]", "tags: &t [refunds]\npolicy: *t", 7, "alias"),
+        ("trials: 5", "trials: 5\ntrials: 6", 15, "given twice"),
+        ("id: cites-policy, ", "id: cites-policy, votes: 2, ", 28, "odd"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(old: str, new: str, line: int, told: str) -> None:
+    assert old in FULL
+    with pytest.raises(InvalidArgument) as error:
+        build(FULL.replace(old, new, 1))
+    assert f"f.yaml:{line}: " in error.value.message, error.value.message
+    assert told in error.value.message
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(InvalidArgument) as error:
+        build(
+            FULL.replace("severity: major", "severity: x").replace("title", "titel").replace("trials: 5", "trials: a")
+        )
+    assert len(error.value.violations) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "a: [", "just words", "? [a]\n: b", "a: !!python/object:os.system x", "\x00"]
+)
+def test_what_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"f\.yaml"):
+        build(text)
+
+
+def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes(b"schema: 1\nid: \xff\xfe\n")
+    with pytest.raises(InvalidArgument, match=r"s\.yaml:2.*UTF-8"):
+        read_scenario(tmp_path / "s.yaml")
+    with pytest.raises(NotFound):
+        read_scenario(tmp_path / "none.yaml")
+
+
+def test_a_fact_to_recall_must_be_in_the_memory() -> None:
+    text = FULL.replace('contains_any, value: ["A-77", "last time"]', "fact_recall, fact: order_idd")
+    with pytest.raises(InvalidArgument, match="did you mean 'order_id'"):
+        build(text)
+    with pytest.raises(InvalidArgument, match="does not hold 'B-99'"):
+        build(FULL.replace('contains_any, value: ["A-77", "last time"]', "fact_recall, value: B-99"))
+
+
+def test_published_schemas_are_what_the_code_says() -> None:
+    for name, schema in publish.FILES.items():
+        published = json.loads((Path(publish.__file__).parent / name).read_text(encoding="utf-8"))
+        assert published == json.loads(json.dumps(schema())), "run python -m eval_svc.schema"
+
+
+def test_the_published_schema_takes_and_refuses_what_the_reader_does() -> None:
+    schema = scenario_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    data = yaml.safe_load(FULL.replace("2026-10-02", '"2026-10-02"'))
+    jsonschema.validate(data, schema)
+    data["turns"][0]["expect"][0]["valu"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(data, schema)
+
+
+SUITE = """\
+schema: 1
+id: shop
+version: 3
+title: The shop
+defaults: {trials: 2, tags: [shop], language: en}
+scenarios: [a.yaml, more/*.yaml]
+"""
+
+
+def scenario_text(name: str) -> str:
+    head = f"schema: 1\nid: {name}\nkind: happy\n"
+    return head + "turns:\n  - user: hi\n    expect: [{type: contains_any, value: hello}]\n"
+
+
+@pytest.fixture
+def suite_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "root" / "shop"
+    (folder / "more").mkdir(parents=True)
+    (folder / "suite.yaml").write_text(SUITE)
+    (folder / "a.yaml").write_text(scenario_text("a"))
+    (folder / "more" / "b.yaml").write_text(scenario_text("b"))
+    (folder / "more" / "c.yaml").write_text(scenario_text("c"))
+    return folder
+
+
+def test_a_suite_reads_its_scenarios_with_defaults(suite_folder: Path) -> None:
+    suite = read_suite(suite_folder)
+    assert [s.id for s in suite.scenarios] == ["a", "b", "c"]
+    assert (suite.version, suite.trials) == ("3", 2)
+    assert suite.scenarios[0].tags == ("shop",)
+    assert suite.scenarios[0].persona.language == "en"
+    assert suite.scenarios[0].trials == 2
+
+
+def test_a_snapshot_builds_the_same_suite(suite_folder: Path) -> None:
+    (suite_folder / "a.yaml").write_text(FULL)
+    suite = read_suite(suite_folder)
+    again = Suite.from_snapshot(json.loads(json.dumps(suite.snapshot())))
+    assert again.digest == suite.digest
+    assert again.scenarios[0].memory == suite.scenarios[0].memory
+
+
+def test_the_digest_changes_with_a_check_and_the_turns_digest_does_not(suite_folder: Path) -> None:
+    before = read_suite(suite_folder)
+    (suite_folder / "a.yaml").write_text(scenario_text("a").replace("hello", "good day"))
+    after = read_suite(suite_folder)
+    assert before.digest != after.digest
+    assert before.turns_digest == after.turns_digest
+    (suite_folder / "a.yaml").write_text(scenario_text("a").replace("user: hi", "user: hey"))
+    assert read_suite(suite_folder).turns_digest != before.turns_digest
+
+
+def test_problems_of_all_files_are_told_at_once(suite_folder: Path) -> None:
+    (suite_folder / "a.yaml").write_text("schema: 1\n")
+    (suite_folder / "more" / "b.yaml").write_text(scenario_text("c"))
+    (suite_folder / "more" / "c.yaml").write_text(scenario_text("c") + "titel: x\n")
+    with pytest.raises(InvalidArgument) as error:
+        read_suite(suite_folder)
+    assert "a.yaml:1: lacks" in error.value.message
+    assert "c.yaml:7: titel" in error.value.message
+
+
+def test_two_scenarios_of_one_id_are_refused(suite_folder: Path) -> None:
+    (suite_folder / "more" / "b.yaml").write_text(scenario_text("c"))
+    with pytest.raises(InvalidArgument, match=r"suite\.yaml:6: scenarios: two scenarios have the id 'c'"):
+        read_suite(suite_folder)
+
+
+@pytest.mark.parametrize("pattern", ["../x.yaml", "/etc/passwd", "b.yaml"])
+def test_scenario_files_outside_or_missing_are_refused(suite_folder: Path, pattern: str) -> None:
+    (suite_folder / "suite.yaml").write_text(SUITE.replace("a.yaml", pattern))
+    with pytest.raises(InvalidArgument, match=r"suite\.yaml:6: scenarios\[0\]"):
+        read_suite(suite_folder)
+
+
+def test_the_library_finds_by_name_and_path_and_keeps_to_its_roots(suite_folder: Path, tmp_path: Path) -> None:
+    library = SuiteLibrary((tmp_path / "root",))
+    assert library.find("suites/shop").id == "shop"
+    assert library.find("shop").id == "shop"
+    assert library.find(str(suite_folder)).id == "shop"
+    assert library.find(str(suite_folder / "a.yaml")).scenarios[0].id == "a"
+    outside = tmp_path / "outside.yaml"
+    outside.write_text(scenario_text("z"))
+    with pytest.raises(PermissionDenied, match="suite_roots"):
+        library.find(str(outside))
+    (suite_folder / "link.yaml").symlink_to(outside)
+    with pytest.raises(PermissionDenied):
+        library.find(str(suite_folder / "link.yaml"))
+    with pytest.raises(NotFound, match="did you mean 'shop'"):
+        library.find("suites/shopp")
+
+
+def test_tags_select_and_an_unknown_tag_is_refused(suite_folder: Path) -> None:
+    (suite_folder / "a.yaml").write_text(scenario_text("a") + "tags: [one]\n")
+    suite = read_suite(suite_folder)
+    assert [s.id for s in suite.select(["one"]).scenarios] == ["a"]
+    assert suite.select([]) is suite
+    with pytest.raises(InvalidArgument, match="known: one, shop"):
+        suite.select(["two"])
+
+
+def test_a_scenario_that_checks_nothing_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="checks nothing"):
+        scenario_from_mapping({"schema": 1, "id": "x", "kind": "happy", "turns": [{"user": "hi"}]})
