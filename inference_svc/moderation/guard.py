@@ -1,0 +1,244 @@
+"""Puts the moderators of one request together: what may leave, what is replaced, what ends the reply.
+
+Enforced moderators hold text back until they are sure of it, and only as long; reported ones never delay anything. This
+module knows no rule of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from chatmill.errors import ChatmillError
+from inference_svc.moderation.base import (
+    Action,
+    Finding,
+    Judgement,
+    ModerationContext,
+    Moderator,
+    Response,
+    Scanner,
+    Stage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A moderator in the operator's configuration.
+
+    Attributes:
+        name: name of the moderator.
+        moderator: what looks.
+        response: what to do about a finding.
+        stages: where it looks.
+        fail_closed: for judges: block when the judge can't be asked, instead of letting the text pass.
+    """
+
+    name: str
+    moderator: Moderator
+    response: Response = Response.REPORT
+    stages: frozenset[Stage] = frozenset(Stage)
+    fail_closed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Something that was found, and what was done.
+
+    Attributes:
+        stage: what was looked at.
+        action: what was done.
+        moderator: who found it.
+        category: what it is.
+        score: how sure, 0 to 1.
+        start: first character of the span; of the delivered reply for OUTPUT, of the looked-at message for INPUT.
+        end: the character after its last. A blocked span was never delivered, so there it equals `start`.
+    """
+
+    stage: Stage
+    action: Action
+    moderator: str
+    category: str
+    score: float
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Passed:
+    """What came of a piece of text.
+
+    Attributes:
+        text: what may leave now.
+        verdicts: what was found, in order.
+        blocked: nothing more may leave.
+    """
+
+    text: str = ""
+    verdicts: list[Verdict] = field(default_factory=list)
+    blocked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Objection:
+    """A finding with the rule that made it."""
+
+    finding: Finding
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    rule: str
+    scanner: Scanner
+    response: Response
+
+
+class Guard:
+    """Looks at one text as it grows.
+
+    Args:
+        rules: the operator's rules.
+        context: what is looked at.
+        response: overrides what each rule does, or None for the rules' own. REPORT turns enforcement off.
+        holdback: characters that are kept back at least, for callers who want a longer look before text leaves.
+
+    Attributes:
+        seconds: time spent looking.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], context: ModerationContext, response: Response | None = None, holdback: int = 0
+    ) -> None:
+        self.seconds = 0.0
+        self._stage = context.stage
+        self._watches: list[_Watch] = []
+        self._judges: list[tuple[Rule, Judgement, Response]] = []
+        for rule in rules:
+            opened = rule.moderator.open(context) if context.stage in rule.stages else None
+            effective = rule.response if response is None else response
+            if callable(opened):
+                self._judges.append((rule, opened, effective))
+            elif opened is not None:
+                self._watches.append(_Watch(rule.name, opened, effective))
+        self._holdback = holdback
+        self._held = ""
+        self._read = 0
+        self._released = 0
+        self._shifts = [(0, 0)]
+        self._redactions: list[_Objection] = []
+        self._blocked = False
+        # What a judge that enforces has not seen does not leave.
+        self._unjudged = any(response is not Response.REPORT for _, _, response in self._judges)
+        self._whole: list[str] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing looks at this text, so that it can pass by."""
+        return not self._watches and not self._judges and not self._holdback
+
+    @property
+    def judged(self) -> bool:
+        """Whether `judge` has to be awaited at the end of the text."""
+        return bool(self._judges) and not self._blocked
+
+    def feed(self, text: str, *, final: bool = False) -> Passed:
+        """Look at the next piece; `final` says that nothing follows. With judges that enforce, nothing passes here."""
+        if self._blocked:
+            return Passed(blocked=True)
+        begun = time.perf_counter()
+        self._held += text
+        self._read += len(text)
+        if self._judges:
+            self._whole.append(text)
+        passed = Passed()
+        blocks: list[_Objection] = []
+        for watch in self._watches:
+            for finding in watch.scanner.feed(text, final=final):
+                self._object(_Objection(finding, watch.rule), watch.response, passed, blocks)
+        self._release(passed, blocks, final)
+        self.seconds += time.perf_counter() - begun
+        return passed
+
+    async def judge(self) -> Passed:
+        """Ask the judges about the whole text, then let pass what they allow. Call once, after the final piece."""
+        begun = time.perf_counter()
+        passed = Passed()
+        blocks: list[_Objection] = []
+        text = "".join(self._whole)
+        answers = await asyncio.gather(*(_ask(rule, judge, text) for rule, judge, _ in self._judges))
+        for (rule, _, response), findings in zip(self._judges, answers, strict=True):
+            for finding in findings:
+                sure = finding.score > 0 or rule.fail_closed
+                self._object(_Objection(finding, rule.name), response if sure else Response.REPORT, passed, blocks)
+        self._unjudged = False
+        self._release(passed, blocks, final=True)
+        self.seconds += time.perf_counter() - begun
+        return passed
+
+    def _object(self, objection: _Objection, response: Response, passed: Passed, blocks: list[_Objection]) -> None:
+        if response is Response.REPORT:
+            start, end = objection.finding.start, objection.finding.end
+            passed.verdicts.append(
+                self._verdict(objection, Action.REPORTED, start + self._shift(start), end + self._shift(start))
+            )
+        else:
+            (self._redactions if response is Response.REDACT else blocks).append(objection)
+
+    def _release(self, passed: Passed, blocks: list[_Objection], final: bool) -> None:
+        until = self._read if final else self._read - self._holdback
+        for watch in self._watches:
+            if watch.response is not Response.REPORT:
+                until = min(until, watch.scanner.safe)
+        first = min(blocks, key=lambda b: b.finding.start, default=None)
+        if first is not None:
+            until = min(until, first.finding.start)
+        if not self._unjudged:
+            passed.text = self._masked(until, passed)
+        if first is not None:
+            at = self._released + self._shifts[-1][1]
+            passed.verdicts.append(self._verdict(first, Action.BLOCKED, at, at))
+            passed.blocked = self._blocked = True
+            self._held = ""
+
+    def _masked(self, until: int, passed: Passed) -> str:
+        out: list[str] = []
+        self._redactions.sort(key=lambda r: (r.finding.start, -r.finding.end))
+        while self._redactions and self._redactions[0].finding.start < until:
+            objection = self._redactions.pop(0)
+            finding = objection.finding
+            if finding.end <= self._released:
+                continue
+            out.append(self._take(finding.start))
+            removed = len(self._take(finding.end))
+            shift = self._shifts[-1][1]
+            at = self._released - removed + shift
+            self._shifts.append((self._released, shift + len(finding.placeholder) - removed))
+            out.append(finding.placeholder)
+            passed.verdicts.append(self._verdict(objection, Action.REDACTED, at, at + len(finding.placeholder)))
+        out.append(self._take(until))
+        return "".join(out)
+
+    def _take(self, until: int) -> str:
+        count = max(0, until - self._released)
+        taken, self._held = self._held[:count], self._held[count:]
+        self._released += len(taken)
+        return taken
+
+    def _shift(self, offset: int) -> int:
+        """How far what was redacted before moves a character of the text in the delivered one."""
+        return next(shift for at, shift in reversed(self._shifts) if at <= offset)
+
+    def _verdict(self, objection: _Objection, action: Action, start: int, end: int) -> Verdict:
+        finding = objection.finding
+        return Verdict(self._stage, action, objection.rule, finding.category, finding.score, start, end)
+
+
+async def _ask(rule: Rule, judge: Judgement, text: str) -> list[Finding]:
+    try:
+        return await judge(text)
+    except ChatmillError as error:
+        # Reported in any case; `fail_closed` decides whether it also stops the text.
+        return [Finding(0, len(text), f"judge_unavailable_{error.reason.lower()}", 0.0)]
