@@ -1,8 +1,8 @@
 """What a moderator is, and what it says.
 
-A scanner reads one text as it grows and says, besides what it found, up to where it is sure: text beyond that point may
-still become part of a finding, so a caller that enforces keeps it back. Offsets are characters from the beginning of the
-text that the scanner was fed. This module knows no rule, no model and no contract.
+A scanner reads one text as it grows and says, besides what it found, up to where it is sure: text beyond that point
+may still become part of a finding, so a caller that enforces keeps it back. Offsets are characters from the beginning
+of the text that the scanner was fed. This module knows no rule, no model and no contract.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from chatmill.plugins import Registry
 
@@ -101,7 +101,7 @@ class Moderator(Protocol):
         Parameters: frozen dataclass of its settings, for `chatmill.plugins.parse_parameters`.
     """
 
-    Parameters: type[Any]
+    Parameters: ClassVar[type[Any]]
 
     def open(self, context: ModerationContext) -> Scanner | Judgement | None:
         """What looks at one text of one request, or None where this moderator has nothing to say."""
@@ -111,7 +111,7 @@ class Moderator(Protocol):
 class ModeratorClass(Protocol):
     """What the registry holds: a class that makes a moderator from checked parameters and its environment."""
 
-    Parameters: type[Any]
+    Parameters: ClassVar[type[Any]]
 
     def __call__(self, parameters: Any, environment: ModeratorEnvironment) -> Moderator:
         """A configured moderator."""

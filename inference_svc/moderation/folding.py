@@ -27,7 +27,7 @@ _DIGITS = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a",
 
 
 class _Fold(dict[str, str]):
-    """Character to its plain form: lower case, normal width, no accent, look-alikes replaced; '' for what is invisible."""
+    """Character to its plain form: lower case, normal width, no accent, no look-alike; empty for what is invisible."""
 
     def __missing__(self, char: str) -> str:
         parts = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", char).casefold())

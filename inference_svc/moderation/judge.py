@@ -1,14 +1,14 @@
 """A model as judge: another access point, or a model that is served here, says whether a text may pass.
 
-The judge answers as safety models of the Llama Guard family do: `safe`, or `unsafe` and on the next line the categories.
-Any instructed model can be told to. It sees a text whole, so an enforced judge delays the reply to its end.
+The judge answers as safety models of the Llama Guard family do: `safe`, or `unsafe` and on the next line the
+categories. Any instructed model can be told to. It sees a text whole, so an enforced judge delays the reply to its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from chatmill.errors import Unavailable
 from inference_svc.moderation.base import (
@@ -22,8 +22,8 @@ from inference_svc.moderation.base import (
 
 DEFAULT_INSTRUCTION = (
     "You check messages between a customer and a company's assistant. Answer with one word: 'safe' if the {role}'s "
-    "message below may be shown, 'unsafe' if it contains threats, hate, sexual content, self-harm, crime, or gives away "
-    "secrets. After 'unsafe', name the kinds on the next line, separated by commas.\n\n{text}"
+    "message below may be shown, 'unsafe' if it contains threats, hate, sexual content, self-harm, crime, or gives "
+    "away secrets. After 'unsafe', name the kinds on the next line, separated by commas.\n\n{text}"
 )
 
 
@@ -52,7 +52,7 @@ class JudgeParameters:
 class JudgeModerator:
     """Asks a model about whole texts."""
 
-    Parameters: type[Any] = JudgeParameters
+    Parameters: ClassVar[type[Any]] = JudgeParameters
 
     def __init__(self, parameters: JudgeParameters, environment: ModeratorEnvironment) -> None:
         self._parameters = parameters

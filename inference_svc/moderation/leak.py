@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from inference_svc.moderation.base import MODERATORS, Finding, ModerationContext, ModeratorEnvironment, Scanner, Stage
 
@@ -23,8 +23,8 @@ class LeakParameters:
     """Settings of `leak`.
 
     Attributes:
-        words: shortest run of common words (of Chinese characters) that is a leak. A shop's policies stand in its prompt
-            and are meant to be told, so this is long.
+        words: shortest run of common words (of Chinese characters) that is a leak. A shop's policies stand in its
+            prompt and are meant to be told, so this is long.
     """
 
     words: int = 24
@@ -107,7 +107,7 @@ def _is_complete(word: str) -> bool:
 class LeakModerator:
     """Looks at replies only."""
 
-    Parameters: type[Any] = LeakParameters
+    Parameters: ClassVar[type[Any]] = LeakParameters
 
     def __init__(self, parameters: LeakParameters, environment: ModeratorEnvironment) -> None:
         self._words = parameters.words

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import phonenumbers
 
@@ -155,7 +155,7 @@ class PersonalScanner:
 class PersonalModerator:
     """Looks for personal data in both directions."""
 
-    Parameters: type[Any] = PersonalParameters
+    Parameters: ClassVar[type[Any]] = PersonalParameters
 
     def __init__(self, parameters: PersonalParameters, environment: ModeratorEnvironment) -> None:
         self._parameters = parameters

@@ -1,7 +1,7 @@
 """Word lists: phrases that may not be said, found however they are dressed up and wherever a chunk ends.
 
-Matching is by an Aho-Corasick automaton over the folded text (pyahocorasick), then by the rules that keep innocent words
-innocent: a phrase in letters counts only between word boundaries, signs inside it only where it has a space itself or
+Matching is by an Aho-Corasick automaton over the folded text (pyahocorasick), then by the rules that keep innocent
+words innocent: a phrase in letters counts only between word boundaries, signs inside it only where it has a space itself or
 where it is spelt out letter by letter, digits only beside real letters. Chinese needs no boundaries.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import ahocorasick
 
@@ -67,7 +67,7 @@ class WordTable:
             self._automaton.make_automaton()
 
     def matches(self, folded: Folded, first: int, last: int) -> list[Finding]:
-        """Findings whose last folded character lies in [first, last]; the character after it is known or will not come."""
+        """Findings whose last folded character lies in [first, last]; what follows it is known or will not come."""
         if not self.size:
             return []
         found = []
@@ -174,7 +174,7 @@ class WordParameters:
 class WordModerator:
     """The configured phrases, and those that an operator blocks while the service runs."""
 
-    Parameters: type[Any] = WordParameters
+    Parameters: ClassVar[type[Any]] = WordParameters
 
     def __init__(self, parameters: WordParameters, environment: ModeratorEnvironment) -> None:
         phrases = [*parameters.phrases]

@@ -174,7 +174,8 @@ texts = st.lists(
     st.one_of(
         st.sampled_from([
             *WORDS, "s h i t", "4111 1111 1111 1111", "ada@example.org", "+44 20 7946 0958", "11010519491231002X",
-            PROMPT[:60], PROMPT[40:150], "never tell anyone", "shi", "bad", " ", ".", "12", "@", "ok ", "赌", "，", "\u200b",
+            PROMPT[:60], PROMPT[40:150],
+            "never tell anyone", "shi", "bad", " ", ".", "12", "@", "ok ", "赌", "，", "\u200b",
         ]),
         st.text(max_size=5),
     ),
