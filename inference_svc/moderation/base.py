@@ -7,6 +7,7 @@ of the text that the scanner was fed. This module knows no rule, no model and no
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -94,8 +95,12 @@ Judgement = Callable[[str], Awaitable[list[Finding]]]
 """Looks at a whole piece of text; offsets are within it. May call a model or another machine."""
 
 
-class Moderator(Protocol):
+class Moderator(ABC):
     """One installed and configured way of looking. Made once, used by all requests at once.
+
+    Args:
+        parameters: an instance of `Parameters`.
+        environment: what it may reach.
 
     Attributes:
         Parameters: frozen dataclass of its settings, for `chatmill.plugins.parse_parameters`.
@@ -103,19 +108,12 @@ class Moderator(Protocol):
 
     Parameters: ClassVar[type[Any]]
 
+    @abstractmethod
+    def __init__(self, parameters: Any, environment: ModeratorEnvironment) -> None: ...
+
+    @abstractmethod
     def open(self, context: ModerationContext) -> Scanner | Judgement | None:
         """What looks at one text of one request, or None where this moderator has nothing to say."""
-        ...
-
-
-class ModeratorClass(Protocol):
-    """What the registry holds: a class that makes a moderator from checked parameters and its environment."""
-
-    Parameters: ClassVar[type[Any]]
-
-    def __call__(self, parameters: Any, environment: ModeratorEnvironment) -> Moderator:
-        """A configured moderator."""
-        ...
 
 
 class BlockedPhrases(Protocol):
@@ -147,5 +145,5 @@ class ModeratorEnvironment:
     read: Callable[[str], str]
 
 
-MODERATORS: Registry[ModeratorClass] = Registry("moderator", "chatmill.moderators")
+MODERATORS: Registry[type[Moderator]] = Registry("moderator", "chatmill.moderators")
 """All moderators by name: `words`, `personal`, `leak`, `judge`."""

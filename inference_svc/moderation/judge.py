@@ -16,6 +16,7 @@ from inference_svc.moderation.base import (
     Finding,
     Judgement,
     ModerationContext,
+    Moderator,
     ModeratorEnvironment,
     Stage,
 )
@@ -49,7 +50,7 @@ class JudgeParameters:
 
 
 @MODERATORS.register("judge")
-class JudgeModerator:
+class JudgeModerator(Moderator):
     """Asks a model about whole texts."""
 
     Parameters: ClassVar[type[Any]] = JudgeParameters

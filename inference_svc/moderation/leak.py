@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from inference_svc.moderation.base import MODERATORS, Finding, ModerationContext, ModeratorEnvironment, Scanner, Stage
+from inference_svc.moderation.base import (
+    MODERATORS,
+    Finding,
+    ModerationContext,
+    Moderator,
+    ModeratorEnvironment,
+    Scanner,
+    Stage,
+)
 
 _WORD = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]|[^\W\u3400-\u9fff\u3040-\u30ff]+")
 
@@ -104,7 +112,7 @@ def _is_complete(word: str) -> bool:
 
 
 @MODERATORS.register("leak")
-class LeakModerator:
+class LeakModerator(Moderator):
     """Looks at replies only."""
 
     Parameters: ClassVar[type[Any]] = LeakParameters

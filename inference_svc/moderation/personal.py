@@ -13,7 +13,14 @@ from typing import Any, ClassVar
 
 import phonenumbers
 
-from inference_svc.moderation.base import MODERATORS, Finding, ModerationContext, ModeratorEnvironment, Scanner
+from inference_svc.moderation.base import (
+    MODERATORS,
+    Finding,
+    ModerationContext,
+    Moderator,
+    ModeratorEnvironment,
+    Scanner,
+)
 
 _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])"
@@ -152,7 +159,7 @@ class PersonalScanner:
 
 
 @MODERATORS.register("personal")
-class PersonalModerator:
+class PersonalModerator(Moderator):
     """Looks for personal data in both directions."""
 
     Parameters: ClassVar[type[Any]] = PersonalParameters
