@@ -1,8 +1,8 @@
 """What can be set: one frozen dataclass per section of `chatmill.yaml`.
 
 Precedence: a flag (`--set factory.port=0`) over the environment over the file over the default written here. The file
-is the path given, else `CHATMILL_CONFIG`, else `./chatmill.yaml` if it is there. An option `section.name` is overridden by
-`CHATMILL_SECTION__NAME` (two underscores for each dot; lists are separated by commas), and `mesh.home` also by
+is the path given, else `CHATMILL_CONFIG`, else `./chatmill.yaml` if it is there. An option `section.name` is overridden
+by `CHATMILL_SECTION__NAME` (two underscores for each dot; lists are separated by commas), and `mesh.home` also by
 `CHATMILL_HOME`. Relative paths start from the folder of the file that names them, otherwise from the working directory;
 `~` is the home folder. Secrets are never values, only paths of files that hold them. Unknown keys are errors that name
 the nearest valid one.
@@ -290,6 +290,8 @@ def load(
     path: Path | None = None,
     env: Mapping[str, str] | None = None,
     overrides: Mapping[str, str] | None = None,
+    *,
+    look: bool = True,
 ) -> Config:
     """Read the configuration.
 
@@ -297,13 +299,14 @@ def load(
         path: the file; without it `CHATMILL_CONFIG`, else `./chatmill.yaml` if there is one.
         env: environment; `os.environ` without it.
         overrides: flags, by dotted key, as texts.
+        look: whether `./chatmill.yaml` is taken if no file is named.
 
     Raises:
         InvalidArgument: reason `INVALID_CONFIG`; one violation per wrong key, with file and line or variable.
     """
     env = os.environ if env is None else env
     chosen = path or (Path(env["CHATMILL_CONFIG"]) if env.get("CHATMILL_CONFIG") else None)
-    if chosen is None and Path(FILE_NAME).is_file():
+    if chosen is None and look and Path(FILE_NAME).is_file():
         chosen = Path(FILE_NAME)
     environment, ignored = settings.environment_layer(Config, env, PREFIX, shorthands=SHORTHANDS, others=OTHERS)
     flags = {SHORT_KEYS.get(key, key): value for key, value in (overrides or {}).items()}

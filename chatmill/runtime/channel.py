@@ -1,0 +1,222 @@
+"""Client channels: default deadlines, request ids, tokens, and the servers' errors as the classes they were raised as.
+
+A channel of ours is gRPC's with every call wrapped: one class per arity. gRPC's client interceptors could do the same,
+but put a task and two generators between the caller and every message, and leave a call that is abandoned in the middle
+of a stream running (grpc#43462); the wrapper cancels it when the caller lets go of it.
+
+Deadlines are set per call, never by service config, whose timeouts fire a second early and stay unknown to the server.
+The service config retries UNAVAILABLE up to three times in all, with 0.1 to 1 s between; gRPC does so only as long as
+the first message of the answer has not arrived, so a stream is never repeated half-way. Creates are safe to retry
+because they carry a `request_id`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from chatmill.config import Config, Mesh
+from chatmill.runtime import calls, endpoint, status
+from chatmill.runtime.middleware import REQUEST_ID, REQUEST_ID_KEY, new_request_id
+from chatmill.runtime.security import WatchedFiles, channel_credentials, read_client_token
+
+SERVICE_CONFIG = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 3,
+                    "initialBackoff": "0.1s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": list(status.RETRYABLE),
+                },
+            }
+        ],
+    }
+)
+
+
+def connect(
+    target: str,
+    config: Config | None = None,
+    *,
+    default_timeout: float | None = None,
+    stream_timeout: float | None = None,
+) -> Channel:
+    """A channel to `target` (`host:port`); nothing is dialled before the first call.
+
+    Args:
+        target: address of the service.
+        config: security, limits and keepalive; defaults without it.
+        default_timeout: seconds for unary calls that give none; `mesh.unary_timeout_seconds` without it, 0 for none.
+        stream_timeout: the same for calls that stream either way; `mesh.stream_timeout_seconds` without it.
+
+    Every call takes gRPC's own arguments; `timeout=math.inf` asks for no deadline. Calls raise `ChatmillError`s.
+
+    Raises:
+        InvalidArgument: reason `INVALID_CONFIG`, if a certificate or token file can't be read.
+    """
+    mesh = (config or Config()).mesh
+    credentials = channel_credentials(mesh.security)
+    options = channel_options(mesh)
+    inner = (
+        grpc.aio.insecure_channel(target, options=options)
+        if credentials is None
+        else grpc.aio.secure_channel(target, credentials, options=options)
+    )
+    token_file = mesh.security.client_token_file
+    return Channel(
+        inner,
+        _Policy(
+            target,
+            mesh.unary_timeout_seconds if default_timeout is None else default_timeout,
+            mesh.stream_timeout_seconds if stream_timeout is None else stream_timeout,
+            WatchedFiles((token_file,), lambda: read_client_token(token_file)) if token_file else None,
+        ),
+    )
+
+
+def connect_service(service: str, config: Config) -> Channel:
+    """A channel to a service of the mesh by its section name, for example `factory`.
+
+    Raises:
+        Unavailable: reason `SERVICE_NOT_FOUND`, if it is on a port that the system chose and is not running here.
+    """
+    return connect(endpoint.resolve(config, service), config)
+
+
+def channel_options(mesh: Mesh) -> list[tuple[str, Any]]:
+    """gRPC's arguments for limits, keepalive and retries."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", mesh.max_message_bytes),
+        ("grpc.max_receive_message_length", mesh.max_message_bytes),
+        ("grpc.keepalive_time_ms", int(mesh.keepalive.ping_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", int(mesh.keepalive.timeout_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.service_config", SERVICE_CONFIG),
+    ]
+    if mesh.security.server_name:
+        options.append(("grpc.ssl_target_name_override", mesh.security.server_name))
+    return options
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """What is added to every call."""
+
+    target: str
+    unary_timeout: float
+    stream_timeout: float
+    token: WatchedFiles[str] | None
+
+    def timeout(self, given: float | None, *, streams: bool) -> float | None:
+        if given is None:
+            return (self.stream_timeout if streams else self.unary_timeout) or None
+        return None if math.isinf(given) else given
+
+    def metadata(self, given: Iterable[tuple[str, Any]] | None) -> list[tuple[str, Any]]:
+        metadata = list(given or ())
+        names = {name for name, _ in metadata}
+        if REQUEST_ID_KEY not in names:
+            metadata.append((REQUEST_ID_KEY, REQUEST_ID.get() or new_request_id()))
+        if self.token is not None and "authorization" not in names:
+            metadata.append(("authorization", f"Bearer {self.token.get()[0]}"))
+        return metadata
+
+
+class _Callable:
+    """A method of a stub: makes gRPC's call with deadline and metadata, and wraps it."""
+
+    def __init__(self, inner: Any, method: str, policy: _Policy, wrap: Callable[..., Any], *, streams: bool) -> None:
+        self._inner = inner
+        self._method = method
+        self._policy = policy
+        self._wrap = wrap
+        self._streams = streams
+
+    def __call__(
+        self,
+        request: Any = None,
+        *,
+        timeout: float | None = None,
+        metadata: Iterable[tuple[str, Any]] | None = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> Any:
+        sent = self._policy.metadata(metadata)
+        call = self._inner(
+            request,
+            timeout=self._policy.timeout(timeout, streams=self._streams),
+            metadata=tuple(sent),
+            credentials=credentials,
+            wait_for_ready=wait_for_ready,
+            compression=compression,
+        )
+        return self._wrap(call, calls.Origin(self._policy.target, self._method, dict(sent)[REQUEST_ID_KEY]))
+
+
+class Channel(grpc.aio.Channel):
+    """gRPC's channel with every call wrapped; made by `connect`, used like any `grpc.aio.Channel`."""
+
+    def __init__(self, inner: grpc.aio.Channel, policy: _Policy) -> None:
+        self._inner = inner
+        self._policy = policy
+
+    @property
+    def target(self) -> str:
+        """The address that it dials."""
+        return self._policy.target
+
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method that takes one message and answers one."""
+        made = self._inner.unary_unary(method, *args, **kwargs)
+        return _Callable(made, method, self._policy, calls.UnaryUnary, streams=False)
+
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method that takes one message and answers a stream."""
+        made = self._inner.unary_stream(method, *args, **kwargs)
+        return _Callable(made, method, self._policy, calls.UnaryStream, streams=True)
+
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method that takes a stream and answers one message."""
+        made = self._inner.stream_unary(method, *args, **kwargs)
+        return _Callable(made, method, self._policy, calls.StreamUnary, streams=True)
+
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A method that takes a stream and answers one."""
+        made = self._inner.stream_stream(method, *args, **kwargs)
+        return _Callable(made, method, self._policy, calls.StreamStream, streams=True)
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close the connection; calls under way get `grace` seconds."""
+        await self._inner.close(grace)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        """State of the connection."""
+        return self._inner.get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Return when the state is another than `last_observed_state`."""
+        await self._inner.wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Return when the connection stands."""
+        await self._inner.channel_ready()
+
+    async def __aenter__(self) -> Channel:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        await self._inner.__aexit__(*exc)

@@ -1,0 +1,129 @@
+"""The one server interceptor: every arity and both handler shapes become one path through small middlewares.
+
+gRPC knows four arities, and a streaming handler may be an async generator or a coroutine that calls `context.write`
+(grpc_health's Watch is one). An interceptor that wraps only the call that makes a generator misses every error raised
+while streaming. So this is the only interceptor in the project; whatever must happen around every call is a middleware:
+an async context manager that gets a `Call`. Middlewares are entered in order, so the first is outermost.
+
+What a middleware may rely on: exceptions of the handler arrive at its `yield`, in streams too; `grpc.aio.AbortError`
+means that the status is already sent and must be raised on; `asyncio.CancelledError` means that the client has gone or
+the deadline has passed and must be raised on too (a handler that swallows it leaks native memory, grpc#43360).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc.aio
+
+from chatmill.runtime import Context
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC as the middlewares see it.
+
+    Attributes:
+        method: full name, `/chatmill.factory.v1.FactoryService/Train`.
+        context: gRPC's own.
+        metadata: what the client sent; text values only, the last one of a repeated key.
+        request_id: set by the first middleware.
+        principal: name of the authenticated caller; empty if nobody asked.
+        error: message of the error that ended the call, for the log.
+        sent: messages written so far by a streaming handler.
+        checks: run with every request message before the handler sees it; they raise to refuse.
+    """
+
+    method: str
+    context: Context
+    metadata: dict[str, str]
+    request_id: str = ""
+    principal: str = ""
+    error: str = ""
+    sent: int = 0
+    checks: list[Callable[[Any], None]] = field(default_factory=list)
+
+    @property
+    def service(self) -> str:
+        """Full name of the service, without the method."""
+        return self.method[1:].partition("/")[0]
+
+    def checked(self, request: Any) -> Any:
+        """`request` after all checks."""
+        for check in self.checks:
+            check(request)
+        return request
+
+    async def checked_each(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The stream `requests`, each message after all checks."""
+        async for request in requests:
+            yield self.checked(request)
+
+
+Middleware: TypeAlias = Callable[[Call], AbstractAsyncContextManager[None]]
+
+
+class MeshInterceptor(grpc.aio.ServerInterceptor):
+    """Runs `middlewares` around every handler of a server."""
+
+    def __init__(self, middlewares: Sequence[Middleware]) -> None:
+        self._middlewares = tuple(middlewares)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The handler of the call, wrapped; None stays None, which gRPC answers with UNIMPLEMENTED."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        wrap = self._streaming if handler.response_streaming else self._single
+        wrapped: Any = wrap(handler_call_details.method, behavior, handler.request_streaming)
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _single(self, method: str, behavior: Callable[..., Any], streams_in: bool) -> Callable[..., Awaitable[Any]]:
+        async def handle(request: Any, context: Context) -> Any:
+            call = _call(method, context)
+            async with AsyncExitStack() as stack:
+                for middleware in self._middlewares:
+                    await stack.enter_async_context(middleware(call))
+                return await behavior(call.checked_each(request) if streams_in else call.checked(request), context)
+
+        return handle
+
+    def _streaming(self, method: str, behavior: Callable[..., Any], streams_in: bool) -> Callable[..., Awaitable[None]]:
+        # always the coroutine shape: gRPC looks at the function, and only a coroutine can serve both kinds of handler
+        async def handle(request: Any, context: Context) -> None:
+            call = _call(method, context)
+            async with AsyncExitStack() as stack:
+                for middleware in self._middlewares:
+                    await stack.enter_async_context(middleware(call))
+                result = behavior(call.checked_each(request) if streams_in else call.checked(request), context)
+                if inspect.isawaitable(result):
+                    await result
+                    return
+                if isinstance(result, AsyncGenerator):
+                    # a cancel that arrives during write must still run the handler's finally, now and not at some gc
+                    result = await stack.enter_async_context(aclosing(result))
+                async for message in result:
+                    await context.write(message)
+                    call.sent += 1
+
+        return handle
+
+
+def _call(method: str, context: Context) -> Call:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return Call(method, context, metadata)

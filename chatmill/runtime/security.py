@@ -1,0 +1,222 @@
+"""TLS, tokens, and the rule that nothing listens beyond loopback without both encryption and authentication.
+
+Certificates and tokens are read from files and read again when the files change: a server shows a rotated certificate
+from the next handshake on. A file that can't be read while the server runs leaves the old one in force, and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from chatmill.config import Security
+from chatmill.errors import FailedPrecondition, InvalidArgument, Unauthenticated
+from chatmill.runtime.interceptor import Call
+from chatmill.runtime.middleware import HEALTH
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class WatchedFiles(Generic[T]):
+    """A value made from files, made again when one of them changes.
+
+    Args:
+        paths: the files.
+        make: builds the value; raises InvalidArgument or OSError if it can't.
+    """
+
+    def __init__(self, paths: tuple[Path, ...], make: Callable[[], T]) -> None:
+        self._paths = paths
+        self._make = make
+        self._stamp = self._stamps()
+        self._value = make()
+
+    def get(self) -> tuple[T, bool]:
+        """The value, and whether it is new since the last call."""
+        try:
+            stamp = self._stamps()
+            if stamp == self._stamp:
+                return self._value, False
+            self._value = self._make()
+        except (OSError, InvalidArgument) as error:
+            log.error("a security file changed and can't be used; the old one stays in force: %s", error)
+            return self._value, False
+        self._stamp = stamp
+        log.info("security files were read again", extra={"fields": {"files": ", ".join(map(str, self._paths))}})
+        return self._value, True
+
+    def _stamps(self) -> tuple[tuple[int, int, int], ...]:
+        stats = [path.stat() for path in self._paths]
+        return tuple((s.st_mtime_ns, s.st_size, s.st_ino) for s in stats)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`; a name other than `localhost` counts as reachable from outside."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_bind(section: str, host: str, security: Security) -> None:
+    """Refuse to listen beyond loopback without TLS and authentication.
+
+    Raises:
+        FailedPrecondition: reason `INSECURE_BIND`; says which options are missing.
+    """
+    if is_loopback(host):
+        return
+    missing = []
+    if security.cert_file is None:
+        missing.append("TLS (mesh.security.cert_file and key_file)")
+    if security.token_file is None and not security.mtls:
+        missing.append("authentication (mesh.security.token_file, or mtls with ca_file)")
+    if missing:
+        raise FailedPrecondition(
+            f"{section} will not listen on {host}, which other machines can reach, without {' and '.join(missing)}. "
+            f"Set that, or {section}.host to 127.0.0.1.",
+            reason="INSECURE_BIND",
+        )
+
+
+def server_credentials(security: Security) -> grpc.ServerCredentials | None:
+    """TLS credentials that follow changes of their files, or None if TLS is not configured.
+
+    Raises:
+        InvalidArgument: reason `INVALID_CONFIG`, if a file can't be read.
+    """
+    if security.cert_file is None or security.key_file is None:
+        return None
+    cert, key, roots = security.cert_file, security.key_file, security.ca_file
+
+    def make() -> grpc.ServerCertificateConfiguration:
+        pair = (_read(key, "key_file"), _read(cert, "cert_file"))
+        return grpc.ssl_server_certificate_configuration(
+            [pair], root_certificates=_read(roots, "ca_file") if roots and security.mtls else None
+        )
+
+    for path, name in ((cert, "cert_file"), (key, "key_file")):
+        _read(path, name)
+    watched = WatchedFiles((cert, key, *([roots] if roots else [])), make)
+    initial, _ = watched.get()
+
+    def fetch() -> Any:
+        value, changed = watched.get()
+        return value if changed else None  # None: nothing new, which the type stubs do not know
+
+    return grpc.dynamic_ssl_server_credentials(initial, fetch, require_client_authentication=security.mtls)
+
+
+def channel_credentials(security: Security) -> grpc.ChannelCredentials | None:
+    """Credentials of our own clients, or None for plain text, which is right only on loopback.
+
+    Raises:
+        InvalidArgument: reason `INVALID_CONFIG`, if a file can't be read.
+    """
+    if security.ca_file is None and security.cert_file is None:
+        return None
+    roots = _read(security.ca_file, "ca_file") if security.ca_file else None
+    if not security.mtls:
+        return grpc.ssl_channel_credentials(roots)
+    cert, key = security.client_cert_file or security.cert_file, security.client_key_file or security.key_file
+    assert cert is not None
+    assert key is not None
+    return grpc.ssl_channel_credentials(roots, _read(key, "client_key_file"), _read(cert, "client_cert_file"))
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(
+            f"mesh.security.{option}: {path} can't be read: {error.strerror}", reason="INVALID_CONFIG"
+        ) from error
+
+
+class Tokens:
+    """The accepted API tokens.
+
+    Args:
+        path: file with one `name:token` per line.
+
+    Raises:
+        InvalidArgument: reason `INVALID_CONFIG`, if the file can't be read, holds no token or a line without a name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        _read(path, "token_file")
+        self._watched = WatchedFiles((path,), self._load)
+        if path.stat().st_mode & 0o077:
+            log.warning("%s can be read by other users of this machine; chmod 600 it", path)
+
+    def _load(self) -> list[tuple[str, bytes]]:
+        found = []
+        for number, line in enumerate(_read(self._path, "token_file").decode("utf-8", "replace").splitlines(), 1):
+            entry = line.strip()
+            if not entry or entry.startswith("#"):
+                continue
+            name, separator, token = entry.partition(":")
+            if not separator or not name.strip() or not token.strip():
+                raise InvalidArgument(f"{self._path}:{number}: expected `name:token`", reason="INVALID_CONFIG")
+            found.append((name.strip(), hashlib.sha256(token.strip().encode()).digest()))
+        if not found:
+            raise InvalidArgument(f"{self._path}: holds no token, so nobody could call", reason="INVALID_CONFIG")
+        return found
+
+    def name_of(self, token: str) -> str | None:
+        """Name of the caller with this token, or None; takes the same time wherever a difference is."""
+        entries, _ = self._watched.get()
+        digest = hashlib.sha256(token.encode("utf-8", "replace")).digest()
+        matched = None
+        for name, accepted in entries:
+            if hmac.compare_digest(digest, accepted):
+                matched = name
+        return matched
+
+
+def read_client_token(path: Path) -> str:
+    """The one token of our own clients: the file's text, or what follows the name in `name:token`.
+
+    Raises:
+        InvalidArgument: reason `INVALID_CONFIG`, if the file can't be read or is empty.
+    """
+    text = _read(path, "client_token_file").decode("utf-8", "replace").strip()
+    token = text.partition(":")[2] or text
+    if not token or len(token.split()) != 1:
+        raise InvalidArgument(f"mesh.security.client_token_file: {path} must hold one token", reason="INVALID_CONFIG")
+    return token
+
+
+def authenticate(security: Security) -> Callable[[Call], AbstractAsyncContextManager[None]]:
+    """Middleware: know the caller by bearer token, or by certificate under mTLS; health checks need neither."""
+    tokens = Tokens(security.token_file) if security.token_file else None
+
+    @asynccontextmanager
+    async def middleware(call: Call) -> AsyncIterator[None]:
+        if security.mtls:
+            names = list(call.context.auth_context().get("x509_common_name", ()))
+            call.principal = names[0].decode("utf-8", "replace") if names else ""
+        if tokens is not None and call.service != HEALTH:
+            scheme, _, token = call.metadata.get("authorization", "").partition(" ")
+            name = tokens.name_of(token.strip()) if scheme.lower() == "bearer" else None
+            if name is None:
+                raise Unauthenticated(
+                    "No valid API token. Send `authorization: Bearer TOKEN`; our own clients read it from "
+                    "mesh.security.client_token_file.",
+                    reason="INVALID_TOKEN" if token else "TOKEN_MISSING",
+                )
+            call.principal = name
+        yield
+
+    return middleware
