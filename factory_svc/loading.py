@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmill.errors import FailedPrecondition, NotFound
+from factory_svc.model_files import check_weights
 
 
 def load_tokenizer(base: str, revision: str | None = None) -> Any:
@@ -65,25 +66,3 @@ def _guarded(base: str, load: Any) -> Any:
                 f"Base model {base} can't be loaded: {text}", reason="BASE_NOT_LOADABLE"
             ) from error
         raise NotFound(f"Base model {base} can't be loaded from the hub: {text}", reason="BASE_NOT_FOUND") from error
-
-
-def check_weights(folder: Path) -> None:
-    """Refuse a model folder without safetensors weights or config.
-
-    Raises:
-        FailedPrecondition: says which file is missing and what to do.
-    """
-    if not (folder / "config.json").is_file():
-        raise FailedPrecondition(
-            f"{folder} holds no config.json, so it is not a Hugging Face model folder.", reason="NOT_A_MODEL"
-        )
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for p in folder.glob(pattern))
-    if pickles:
-        raise FailedPrecondition(
-            f"{folder} has only pickle weights ({', '.join(pickles[:3])}), which can run code when loaded. "
-            "Convert them to safetensors (model.save_pretrained writes it) and try again.",
-            reason="PICKLE_WEIGHTS",
-        )
-    raise FailedPrecondition(f"{folder} holds no *.safetensors weights.", reason="NO_WEIGHTS")

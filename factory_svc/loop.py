@@ -18,6 +18,9 @@ from factory_svc.precision import choose_precision
 from factory_svc.task import Messages, Progress, Report, ShouldStop, TrainingOutcome, TrainingTask
 from factory_svc.tokenization import Tokenized, tokenize
 
+_SHORTEST_REPORT = 0.2
+"""Seconds between two progress reports at least."""
+
 
 @dataclass(slots=True)
 class SftLoop:
@@ -71,7 +74,7 @@ class SftLoop:
             steps=watch.step,
             epochs=watch.epoch,
             first_loss=watch.first_loss,
-            final_loss=watch.loss,
+            final_loss=watch.final_loss(),
             tokens_trained=watch.tokens,
             seconds=round(watch.seconds(), 3),
             precision=precision,
@@ -124,7 +127,8 @@ class Watch:
         self.first_step: int | None = None
         self.step = self.total_steps = self.tokens = 0
         self.epoch = 0.0
-        self.loss: float | None = None
+        self.losses: list[tuple[int, float]] = []
+        self.unreported: list[float] = []
         self.first_loss: float | None = None
         self.interrupted = False
 
@@ -153,10 +157,13 @@ class Watch:
                 "Lower learning_rate, raise warmup_ratio, or set precision to fp32.",
                 reason="DIVERGED",
             )
-        self.loss = loss
         if self.first_loss is None:
             self.first_loss = loss
+        self.losses.append((self.step, loss))
+        self.unreported.append(loss)
         now, tokens = time.monotonic(), int(logs.get("num_tokens", 0))
+        if now - self.last_time < _SHORTEST_REPORT and 1 < self.step < self.total_steps:
+            return  # Many tiny steps a second: what is not reported now is part of the next mean.
         speed = (tokens - self.tokens) / max(now - self.last_time, 1e-9)
         self.last_time, self.tokens = now, tokens
         done = self.step - (self.first_step or 0)
@@ -165,13 +172,20 @@ class Watch:
             Progress(
                 step=self.step,
                 total_steps=self.total_steps,
-                loss=loss,
+                loss=sum(self.unreported) / len(self.unreported),
                 tokens_per_second=speed,
                 seconds_left=left,
                 learning_rate=logs.get("learning_rate"),
                 epoch=self.epoch,
             )
         )
+
+        self.unreported.clear()
+
+    def final_loss(self) -> float | None:
+        """Mean loss over the last tenth of the steps."""
+        late = [loss for step, loss in self.losses if step > 0.9 * self.step] or [loss for _, loss in self.losses[-1:]]
+        return sum(late) / len(late) if late else None
 
     def checkpoint_due(self) -> bool:
         """Whether enough time has passed since the last checkpoint."""

@@ -145,14 +145,13 @@ class TrainingOutcome:
         steps: optimiser steps made.
         epochs: passes made.
         first_loss: mean loss of the first report; None for a prompt.
-        final_loss: mean loss of the last report; None for a prompt.
+        final_loss: mean loss over the last tenth of the steps; None for a prompt.
         tokens_trained: tokens seen over all passes.
         seconds: wall time of the loop alone.
         precision: `fp32` or `bf16`, or empty for a prompt.
         trainable_parameters: number of weights that were trained.
         total_parameters: number of weights of the model.
-        contract: conversation contract: chat_template digest, stop tokens, max_context, sampling defaults.
-        prompt: for kind `prompt`: `system_prompt` and `examples`.
+        prompt: for kind `prompt`: `system_prompt` and `examples`, a list of `{user, assistant}`.
         environment: versions and device.
         notes: what a person should know, one sentence each.
     """
@@ -170,7 +169,6 @@ class TrainingOutcome:
     precision: str = ""
     trainable_parameters: int = 0
     total_parameters: int = 0
-    contract: dict[str, Any] = field(default_factory=dict)
     prompt: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from chatmill.errors import InvalidArgument
-from factory_svc.contract import conversation_contract
 from factory_svc.methods.base import METHODS, Loop, Trainable
 from factory_svc.methods.lora.config import LoraParameters
 from factory_svc.methods.parameters import Parameters
@@ -31,10 +30,7 @@ class Lora:
         built = self.build(task, parameters)
         outcome = loop.fit(built, task, parameters, conversations)
         self.save(built, parameters, folder)
-        config = built.model.get_base_model().config
-        max_context = int(getattr(config, "max_position_embeddings", 0))
-        contract = conversation_contract(built.tokenizer, max_context, built.model.get_base_model().generation_config)
-        return dataclasses.replace(outcome, kind=self.kind, contract=contract)
+        return dataclasses.replace(outcome, kind=self.kind)
 
     def build(self, task: TrainingTask, parameters: LoraParameters) -> Trainable:
         """The base with fresh adapters on it."""

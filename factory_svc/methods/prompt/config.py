@@ -12,13 +12,10 @@ class PromptParameters(Parameters):
     """How many examples go into the prompt, and how much room they may take."""
 
     examples: int = parameter(
-        4, "Most conversations to show the model; 0 keeps the system prompt alone.", minimum=0, maximum=64
+        6, "Most exchanges to show the model; 0 keeps the system prompt alone.", minimum=0, maximum=64
     )
     example_characters: int = parameter(
-        2400, "Most characters of all examples together, about four per English token.", minimum=0, maximum=1_000_000
-    )
-    turns_per_example: int = parameter(
-        4, "Most turns kept of one conversation; it is cut after an assistant turn.", minimum=2, maximum=100
+        1600, "Most characters of all examples together, about four per English token.", minimum=0, maximum=1_000_000
     )
     include_handover: bool = parameter(True, "Make one example a handover to a person, if the data has one that fits.")
     candidates: int = parameter(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from factory_svc.contract import text_digest
 from factory_svc.methods.base import METHODS, Loop
 from factory_svc.methods.parameters import Parameters
 from factory_svc.methods.prompt.config import PromptParameters
@@ -33,14 +33,14 @@ class Prompt:
         system = task.system_prompt or _common_system_prompt(conversations)
         examples = select_examples(conversations, parameters, task.seed)
         loop.report(Progress(step=1, total_steps=1, phase="training", note=f"{len(examples)} examples chosen."))
-        shown = f"{len(examples)} of {len(conversations)} conversations are shown to the model as examples."
+        shown = f"{len(examples)} of {len(conversations)} conversations gave an example exchange."
         return TrainingOutcome(
             kind=self.kind,
             output=task.output,
             parameters=parameters.resolved(),
             data=DataCounters(examples_read=len(conversations), examples_trained=len(examples)),
             steps=1,
-            prompt={"system_prompt": system, "system_prompt_digest": text_digest(system), "examples": examples},
+            prompt={"system_prompt": system, "examples": [dataclasses.asdict(e) for e in examples]},
             notes=(shown,),
         )
 

@@ -6,8 +6,10 @@ like those already chosen. Trigrams work for English and for unsegmented Chinese
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from factory_svc.methods.prompt.config import PromptParameters
 from factory_svc.task import Messages
@@ -15,53 +17,64 @@ from factory_svc.task import Messages
 HANDOVER_MARK = "transfer_to_human"
 
 
-def select_examples(conversations: Sequence[Messages], parameters: PromptParameters, seed: int) -> list[Messages]:
-    """At most `parameters.examples` conversations, without system turns, in the order of their choice."""
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One thing the customer says and the agent's answer to it."""
+
+    user: str
+    assistant: str
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.user) + len(self.assistant)
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether the agent hands over to a person."""
+        return HANDOVER_MARK in self.assistant
+
+
+def select_examples(conversations: Sequence[Messages], parameters: PromptParameters, seed: int) -> list[Exchange]:
+    """At most `parameters.examples` exchanges, in the order of their choice."""
     pool = list(conversations)
     if len(pool) > parameters.candidates:
         pool = random.Random(seed).sample(pool, parameters.candidates)
-    candidates = [c for c in (_shortened(m, parameters.turns_per_example) for m in pool) if c]
     # Short first: of two examples that are equally far away, the cheaper one teaches as much.
-    candidates.sort(key=lambda c: (_size(c), c[0]["content"]))
-    grams = [_trigrams(c) for c in candidates]
+    candidates = sorted({e for m in pool for e in _exchanges(m)}, key=lambda e: (e.size, e.user, e.assistant))
+    grams = [_trigrams(e.user) for e in candidates]
     chosen: list[int] = []
     room = parameters.example_characters
     if parameters.include_handover and parameters.examples:
-        first = next((i for i, c in enumerate(candidates) if _hands_over(c) and _size(c) <= room), None)
+        first = next((i for i, e in enumerate(candidates) if e.hands_over and e.size <= room), None)
         if first is not None:
             chosen.append(first)
-            room -= _size(candidates[first])
+            room -= candidates[first].size
     nearness = [max((_jaccard(g, grams[i]) for i in chosen), default=0.0) for g in grams]
     while len(chosen) < parameters.examples:
-        fitting = [i for i, c in enumerate(candidates) if i not in chosen and _size(c) <= room]
+        fitting = [i for i, e in enumerate(candidates) if i not in chosen and e.size <= room]
         if not fitting:
             break
         best = min(fitting, key=lambda i: (nearness[i], i))
         chosen.append(best)
-        room -= _size(candidates[best])
+        room -= candidates[best].size
         nearness = [max(n, _jaccard(g, grams[best])) for n, g in zip(nearness, grams, strict=True)]
     return [candidates[i] for i in chosen]
 
 
-def _shortened(messages: Messages, turns: int) -> Messages:
-    """The first turns without the system turn, ending on an assistant turn; empty if there is none."""
-    kept = [m for m in messages if m["role"] != "system"][:turns]
-    while kept and kept[-1]["role"] != "assistant":
-        kept.pop()
-    return kept if any(m["role"] == "user" for m in kept) else []
+def _exchanges(messages: Messages) -> Iterator[Exchange]:
+    """What opens the conversation, and the handover: both make sense without the turns before them."""
+    turns = [m for m in messages if m["role"] != "system"]
+    for position, (asked, answered) in enumerate(itertools.pairwise(turns)):
+        if asked["role"] == "user" and answered["role"] == "assistant":
+            exchange = Exchange(asked["content"], answered["content"])
+            if position == 0 or exchange.hands_over:
+                yield exchange
 
 
-def _size(messages: Messages) -> int:
-    return sum(len(m["content"]) for m in messages)
-
-
-def _hands_over(messages: Messages) -> bool:
-    return any(m["role"] == "assistant" and HANDOVER_MARK in m["content"] for m in messages)
-
-
-def _trigrams(messages: Messages) -> frozenset[str]:
-    text = " ".join(m["content"].lower() for m in messages if m["role"] == "user")
-    return frozenset(text[i : i + 3] for i in range(max(1, len(text) - 2)))
+def _trigrams(text: str) -> frozenset[str]:
+    lowered = text.lower()
+    return frozenset(lowered[i : i + 3] for i in range(max(1, len(lowered) - 2)))
 
 
 def _jaccard(left: frozenset[str], right: frozenset[str]) -> float:

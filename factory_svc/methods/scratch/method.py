@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
-from factory_svc.contract import conversation_contract
 from factory_svc.methods.base import METHODS, Loop, Trainable
 from factory_svc.methods.parameters import Parameters
 from factory_svc.methods.scratch.config import ScratchParameters
@@ -29,13 +29,10 @@ class Scratch:
         loop: Loop,
     ) -> TrainingOutcome:
         """See `TrainingMethod.run`."""
-        import dataclasses
-
         built = self.build(parameters, conversations)
         outcome = loop.fit(built, task, parameters, conversations)
         self.save(built, parameters, folder)
-        contract = conversation_contract(built.tokenizer, parameters.max_positions, built.model.generation_config)
-        return dataclasses.replace(outcome, kind=self.kind, contract=contract)
+        return dataclasses.replace(outcome, kind=self.kind)
 
     def build(self, parameters: ScratchParameters, conversations: list[Messages]) -> Trainable:
         """A freshly initialised model (the caller has seeded torch) and its tokenizer."""
