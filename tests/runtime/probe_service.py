@@ -1,4 +1,4 @@
-"""A service for tests with all four arities, both handler shapes and REQUIRED fields, made from a descriptor at run time.
+"""A service for tests: all four arities, both handler shapes, REQUIRED fields; made from a descriptor at run time.
 
 It stands for any service of the contract without depending on one.
 """

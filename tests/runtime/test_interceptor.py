@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from probe_service import METHODS, SERVICE, Part, ProbeRequest, ProbeServicer, ProbeStub
+
+from chatmill.errors import (
+    BY_CODE,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
+from chatmill.runtime import testing
+
+NAMES = [name for name, _, _ in METHODS]
+
+
+async def collect(stub: ProbeStub, name: str, *requests: Any, **arguments: Any) -> list[str]:
+    """All answers of one call, whatever its arity."""
+    method = getattr(stub, name)
+    sent = requests or (ProbeRequest(name="a"), ProbeRequest(name="b"))
+    call = method(iter(sent), **arguments) if name.startswith("Stream") else method(sent[0], **arguments)
+    if name.endswith("Unary"):
+        return [(await call).text]
+    return [message.text async for message in call]
+
+
+@pytest.mark.parametrize(
+    ("name", "answers"),
+    [
+        ("UnaryUnary", ["a"]),
+        ("UnaryStream", ["a0", "a1", "a2"]),
+        ("WriteStream", ["a0", "a1", "a2"]),
+        ("StreamUnary", ["a,b"]),
+        ("StreamStream", ["a", "b"]),
+    ],
+)
+async def test_every_arity_and_shape_answers(stub: ProbeStub, name: str, answers: list[str]) -> None:
+    assert await collect(stub, name) == answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("cls", list(BY_CODE.values()), ids=lambda cls: cls.__name__)
+async def test_every_error_class_arrives_as_itself(
+    stub: ProbeStub, servicer: ProbeServicer, name: str, cls: Any
+) -> None:
+    servicer.error = cls("no 模型 here", reason="SOME_REASON", metadata={"name": "models/x"})
+    with pytest.raises(cls) as caught:
+        await collect(stub, name)
+    error: Any = caught.value
+    assert type(error) is cls
+    assert (error.message, error.reason) == ("no 模型 here", "SOME_REASON")
+    assert error.metadata["name"] == "models/x"
+
+
+@pytest.mark.parametrize("name", ["UnaryStream", "WriteStream", "StreamStream"])
+async def test_error_in_mid_stream_keeps_what_came_before(stub: ProbeStub, servicer: ProbeServicer, name: str) -> None:
+    servicer.error, servicer.error_after = ResourceExhausted("full", retry_after=1.5, quota="queue"), 1
+    got = []
+    method = getattr(stub, name)
+    requests = [ProbeRequest(name="a"), ProbeRequest(name="b")]
+    with pytest.raises(ResourceExhausted) as caught:
+        async for message in method(iter(requests) if name.startswith("Stream") else requests[0]):
+            got.append(message.text)
+    assert len(got) == 1
+    assert (caught.value.retry_after, caught.value.quota) == (1.5, "queue")
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_defect_shows_an_opaque_id_and_the_log_has_the_stack(
+    stub: ProbeStub, servicer: ProbeServicer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    servicer.error = ZeroDivisionError("secret detail")
+    with pytest.raises(Internal) as caught:
+        await collect(stub, name)
+    assert "secret" not in caught.value.message
+    defect = caught.value.metadata["defect"]
+    assert defect in caught.value.message
+    record = next(r for r in caplog.records if r.exc_info and defect in r.getMessage())
+    assert "secret detail" in str(record.exc_info[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_missing_required_fields_are_named_before_the_handler_runs(
+    stub: ProbeStub, servicer: ProbeServicer, name: str
+) -> None:
+    request = ProbeRequest(
+        parts=[Part(role="user"), Part()],
+        by_key={"k": Part(role="x", children=[Part()])},
+        main=Part(),
+    )
+    with pytest.raises(InvalidArgument) as caught:
+        await collect(stub, name, request)
+    assert caught.value.reason == "REQUIRED_FIELD_MISSING"
+    fields = [violation.field for violation in caught.value.violations]
+    assert fields == ["name", "parts[1].role", "by_key[k].children[0].role", "main.role"]
+    assert not servicer.entered.is_set()
+
+
+async def test_a_bad_message_later_in_a_client_stream_is_refused(stub: ProbeStub) -> None:
+    with pytest.raises(InvalidArgument):
+        await collect(stub, "StreamUnary", ProbeRequest(name="a"), ProbeRequest())
+
+
+async def test_thousands_of_missing_fields_are_counted_not_listed(stub: ProbeStub) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        await collect(stub, "UnaryUnary", ProbeRequest(name="a", parts=[Part() for _ in range(3000)]))
+    assert len(caught.value.violations) == 20
+    assert "and 2980 more" in caught.value.message
+
+
+async def test_request_id_is_taken_returned_and_logged(stub: ProbeStub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "chatmill.rpc")
+    call = stub.UnaryUnary(ProbeRequest(name="a"), metadata=[("x-request-id", "my-id")])  # type: ignore[attr-defined]
+    await call
+    assert dict(await call.trailing_metadata())["x-request-id"] == "my-id"
+    fields = next(r.__dict__["fields"] for r in caplog.records if r.name == "chatmill.rpc")
+    assert fields["request_id"] == "my-id"
+    assert fields["method"] == f"/{SERVICE}/UnaryUnary"
+    assert fields["code"] == "OK"
+    assert fields["ms"] > 0
+    assert fields["peer"].startswith("ipv4:127.0.0.1:")
+
+
+async def test_a_request_id_that_could_forge_log_lines_is_replaced(stub: ProbeStub) -> None:
+    call = stub.UnaryUnary(  # type: ignore[attr-defined]
+        ProbeRequest(name="a"), metadata=[("x-request-id", "a b" * 100)]
+    )
+    await call
+    returned = dict(await call.trailing_metadata())["x-request-id"]
+    assert len(returned) == 32
+
+
+async def test_errors_carry_the_request_id_in_trailers_too(stub: ProbeStub, servicer: ProbeServicer) -> None:
+    servicer.error = NotFound("no")
+    call = stub.UnaryUnary(ProbeRequest(name="a"), metadata=[("x-request-id", "my-id")])  # type: ignore[attr-defined]
+    with pytest.raises(NotFound) as caught:
+        await call
+    assert caught.value.metadata["request_id"] == "my-id"
+    assert dict(await call.trailing_metadata())["x-request-id"] == "my-id"
+
+
+@pytest.mark.parametrize("name", ["UnaryUnary", "UnaryStream", "WriteStream"])
+async def test_a_cancel_reaches_the_handler_and_its_finally_runs(
+    stub: ProbeStub, servicer: ProbeServicer, harness: testing.Harness, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "chatmill.rpc")
+    servicer.go_on = asyncio.Event()
+    call = getattr(stub, name)(ProbeRequest(name="a"))
+    waiting = asyncio.ensure_future(_drain(call))
+    await servicer.entered.wait()
+    call.cancel()
+    await asyncio.wait_for(servicer.released.wait(), 5)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.wait_for(harness.running.gate.idle(), 5)
+    codes = [r.__dict__["fields"]["code"] for r in caplog.records if r.name == "chatmill.rpc"]
+    assert codes == ["CANCELLED"]
+
+
+async def _drain(call: Any) -> None:
+    if isinstance(call, grpc.aio.UnaryUnaryCall):
+        await call
+    else:
+        async for _ in call:
+            pass
+
+
+@pytest.mark.parametrize("name", ["UnaryUnary", "UnaryStream", "WriteStream"])
+async def test_a_deadline_reaches_the_handler_and_the_client_gets_it_as_such(
+    stub: ProbeStub, servicer: ProbeServicer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "chatmill.rpc")
+    servicer.go_on = asyncio.Event()
+    with pytest.raises(DeadlineExceeded):
+        await collect(stub, name, timeout=0.2)
+    await asyncio.wait_for(servicer.released.wait(), 5)
+
+
+async def test_work_that_was_cancelled_behind_a_call_does_not_leave_the_client_waiting(
+    stub: ProbeStub, servicer: ProbeServicer
+) -> None:
+    servicer.error = asyncio.CancelledError()  # type: ignore[assignment]
+    with pytest.raises(Cancelled, match="work behind"):
+        await asyncio.wait_for(collect(stub, "UnaryUnary"), 5)
+    with pytest.raises(Cancelled, match="work behind"):
+        await asyncio.wait_for(collect(stub, "UnaryStream"), 5)
+
+
+async def test_health_watch_works_through_the_interceptor(harness: testing.Harness) -> None:
+    watch = health_pb2_grpc.HealthStub(harness.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
+    await harness.running.health.set(SERVICE, serving=False)
+    assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await harness.running.health.set(SERVICE, serving=True)
+    assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_stream_that_is_written_slowly_does_not_hold_others_up(
+    stub: ProbeStub, servicer: ProbeServicer
+) -> None:
+    servicer.go_on = asyncio.Event()
+    first = stub.UnaryStream(ProbeRequest(name="a"))  # type: ignore[attr-defined]
+    assert (await anext(first)).text == "a0"
+    assert await collect(stub, "StreamUnary", ProbeRequest(name="x")) == ["x"]
+    servicer.go_on.set()
+    assert [message.text async for message in first] == ["a1", "a2"]
+
+
+async def test_the_closed_gate_refuses_with_a_time_to_retry(stub: ProbeStub, harness: testing.Harness) -> None:
+    harness.running.gate.close()
+    with pytest.raises(Unavailable) as caught:
+        await collect(stub, "UnaryUnary")
+    assert caught.value.reason == "SHUTTING_DOWN"
+    assert caught.value.retry_after == 1.0
