@@ -1,0 +1,195 @@
+"""The step that scores: candidate beside baseline on the recipe's suite."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from pathlib import Path
+from typing import Any
+
+from chatmill.common.v1 import JobState
+from chatmill.dataset.v1 import Dataset
+from chatmill.errors import Aborted
+from chatmill.eval.v1 import (
+    Evaluation,
+    EvaluationEvent,
+    EvaluationSpec,
+    ExportReportRequest,
+    Gate,
+    ListEvaluationsRequest,
+    ListSuitesRequest,
+    ReplaySuite,
+    ReportFormat,
+    RunEvaluationRequest,
+    Target,
+    WatchEvaluationRequest,
+)
+from chatmill.factory.v1 import GetModelRequest, Model
+from chatmill.recipe import fingerprint
+from chatmill.recipe.definition import Recipe
+from chatmill.recipe.mesh import FOREVER, Followed, Mesh
+from chatmill.recipe.observer import Observer, Progress
+from chatmill.recipe.steps import Made, blamed_on, seconds
+
+
+async def evaluate(
+    recipe: Recipe,
+    mesh: Mesh,
+    observer: Observer,
+    dataset: Dataset,
+    candidate: Model,
+    base: Model | None,
+    *,
+    force: bool,
+) -> tuple[Evaluation, Made]:
+    """The evaluation of `candidate` beside the baseline: found by the digest of its inputs, else run.
+
+    Raises:
+        Aborted: the evaluation failed or was cancelled; the message says why.
+        ChatmillError: as `RunEvaluation` documents.
+    """
+    baseline = base
+    if recipe.baseline:
+        with blamed_on(recipe, "baseline"):
+            baseline = (await mesh.registry.GetModel(GetModelRequest(name=recipe.baseline))).model
+    assert baseline is not None  # reading refuses a recipe without a base that names no baseline
+    spec = _spec(recipe, dataset, candidate, baseline)
+    inputs = fingerprint.of(
+        {
+            "suite": await _suite_digest(recipe, mesh, dataset),
+            "candidate": candidate.revision or candidate.name,
+            "baseline": baseline.revision or baseline.name,
+            "spec": str(spec),
+        }
+    )
+    spec.labels[fingerprint.LABEL] = inputs
+    spec.labels[fingerprint.RECIPE_LABEL] = recipe.name
+    if not force:
+        found = await _find(mesh, inputs, JobState.JOB_STATE_SUCCEEDED)
+        if found is not None:
+            return found, Made(_summary(found), reused=True)
+    running = None if force else await _find(mesh, inputs, JobState.JOB_STATE_RUNNING)
+    if running is not None:
+        observer.note("evaluate", f"{running.name} is at work on exactly this since an earlier run; following it")
+    done = await _follow(recipe, mesh, observer, spec, running)
+    return done, Made(_summary(done), reused=False)
+
+
+def _spec(recipe: Recipe, dataset: Dataset, candidate: Model, baseline: Model) -> EvaluationSpec:
+    suite, gate = recipe.suite, recipe.gate
+    spec = EvaluationSpec(
+        candidate=Target(model=candidate.name),
+        baseline=Target(model=baseline.name),
+        trials=recipe.trials,
+        seed=suite.seed,
+        concurrency=suite.concurrency,
+        system_prompt=recipe.card.render(),
+        gate=Gate(
+            min_pass_rate=gate.min_pass_rate,
+            min_difference=gate.min_difference,
+            min_pass_hat_k=gate.min_pass_hat_k,
+            max_critical=gate.max_critical,
+        ),
+        tags=suite.tags,
+        max_output_tokens=suite.max_output_tokens,
+        temperature=suite.temperature,
+    )
+    if gate.max_p95_ms is not None:
+        spec.gate.max_p95_latency.FromMicroseconds(round(gate.max_p95_ms * 1000))
+    if suite.replay is not None:
+        spec.replay_suite.CopyFrom(
+            ReplaySuite(
+                dataset=dataset.name,
+                max_conversations=suite.replay.max_conversations,
+                max_turns=suite.replay.max_turns,
+                pass_ratio=suite.replay.pass_ratio,
+            )
+        )
+    else:
+        spec.scenario_suite = suite.path
+    return spec
+
+
+async def _suite_digest(recipe: Recipe, mesh: Mesh, dataset: Dataset) -> str:
+    """What decides the suite's content: the dataset for a replay, the files, or the service's digest."""
+    if recipe.suite.replay is not None:
+        return f"{dataset.digest} {dataset.test_fraction} {dataset.split_seed}"
+    if not recipe.suite.path.startswith("suites/"):
+        return fingerprint.of_files(Path(recipe.suite.path))
+    suites = (await mesh.evals.ListSuites(ListSuitesRequest())).suites
+    return next((suite.digest for suite in suites if suite.name == recipe.suite.path), "")
+
+
+async def _find(mesh: Mesh, inputs: str, state: Any) -> Evaluation | None:
+    request = ListEvaluationsRequest(page_size=200, state=state)
+    while True:
+        page = await mesh.evals.ListEvaluations(request)
+        for evaluation in page.evaluations:  # newest first
+            if evaluation.spec.labels.get(fingerprint.LABEL) == inputs:
+                return evaluation
+        if not page.next_page_token:
+            return None
+        request.page_token = page.next_page_token
+
+
+async def _follow(
+    recipe: Recipe, mesh: Mesh, observer: Observer, spec: EvaluationSpec, running: Evaluation | None
+) -> Evaluation:
+    request = RunEvaluationRequest(spec=spec, request_id=str(uuid.uuid4()))
+    followed: Followed[EvaluationEvent] = Followed(
+        service="eval",
+        start=lambda: mesh.evals.RunEvaluation(request, timeout=FOREVER),
+        watch=lambda name, after: mesh.evals.WatchEvaluation(
+            WatchEvaluationRequest(name=name, after_sequence=after), timeout=FOREVER
+        ),
+        resource="evaluation",
+        broken=lambda text: observer.note("evaluate", text),
+        name=running.name if running else "",
+    )
+    with blamed_on(recipe, "suite"):
+        try:
+            async for event in followed.events():
+                if event.HasField("progress"):
+                    seen = event.progress
+                    text = f"{seen.passed:,} passed, {seen.errors:,} with errors  {seconds(seen.seconds_left)} left"
+                    observer.progress("evaluate", Progress(seen.done, seen.total, text))
+                elif event.HasField("warning"):
+                    observer.note("evaluate", event.warning)
+                elif event.HasField("finished"):
+                    return _succeeded(event.finished)
+        except asyncio.CancelledError:
+            if followed.name:
+                observer.note("evaluate", f"{followed.name} goes on as long as its mesh does; a later run picks it up")
+            raise
+    raise Aborted("the eval service ended without a result; run the same command again")
+
+
+def _succeeded(evaluation: Evaluation) -> Evaluation:
+    if evaluation.state == JobState.JOB_STATE_SUCCEEDED:
+        return evaluation
+    if evaluation.state == JobState.JOB_STATE_FAILED:
+        raise Aborted(f"{evaluation.name} failed: {evaluation.error.message}", reason="EVALUATION_FAILED")
+    raise Aborted(f"{evaluation.name} was cancelled; run the same command again", reason="EVALUATION_CANCELLED")
+
+
+def _summary(evaluation: Evaluation) -> str:
+    score = evaluation.candidate
+    return f"{evaluation.name}: {score.pass_rate:.1%} of {score.scenario_count} scenarios passed"
+
+
+async def export_report(mesh: Mesh, evaluation: str, path: Path) -> None:
+    """Write the evaluation's HTML report to `path`, all at once, so that a report there stays whole until then.
+
+    Raises:
+        ChatmillError: as `ExportReport` documents.
+    """
+    request = ExportReportRequest(name=evaluation, format=ReportFormat.REPORT_FORMAT_HTML)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            async for piece in mesh.evals.ExportReport(request):
+                file.write(piece.content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
