@@ -1,0 +1,1 @@
+"""The dataset service: a team's own conversation logs become cleaned, labelled, split and counted items."""

@@ -1,0 +1,300 @@
+"""All datasets of this service: making, finding and removing them. Knows no wire format."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chatmill import __version__
+from chatmill.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from chatmill.plugins import Registry
+from dataset_svc import build, manifest, paths, statistics, store
+from dataset_svc.build import Meter, Plan, Progress
+from dataset_svc.dataset import ConversationDataset
+from dataset_svc.manifest import Manifest, SourceInfo
+from dataset_svc.split import MAX_TEST_FRACTION
+from dataset_svc.store import StoredRows
+
+DEFAULT_CLASS = "conversations"
+DEFAULT_TEST_FRACTION = 0.1
+
+_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_OPEN_DATASETS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CreateRequest:
+    """What a caller wants made; see `CreateDatasetRequest` in the contract for the meaning of each field."""
+
+    dataset_id: str
+    sources: Sequence[str]
+    dataset_class: str = DEFAULT_CLASS
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    test_fraction: float = DEFAULT_TEST_FRACTION
+    split_seed: int = 0
+    limit: int = 0
+    replace: bool = False
+    request_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The outcome: the dataset, and whether it was there already with the same content."""
+
+    manifest: Manifest
+    unchanged: bool
+
+
+class Catalog:
+    """The datasets under `<home>/datasets`.
+
+    Safe to use from several threads. What an earlier crash left half made is removed when this is constructed.
+
+    Args:
+        home: folder of all state.
+        roots: folders that sources may lie in.
+        classes: the dataset classes that are installed.
+
+    Attributes:
+        swept: names of the left-overs that were removed or restored at the start.
+    """
+
+    def __init__(self, home: Path, roots: Sequence[Path], classes: Registry[type[ConversationDataset]]) -> None:
+        self._folder = home / "datasets"
+        self._roots = tuple(roots)
+        self._classes = classes
+        self._busy: set[str] = set()
+        self._lock = threading.Lock()
+        self._open: OrderedDict[str, StoredRows] = OrderedDict()
+        self.swept = store.sweep(self._folder)
+
+    def create(self, request: CreateRequest, report: Callable[[Progress], None], check: Callable[[], None]) -> Created:
+        """Make a dataset, or find that it exists already. Blocks; meant for a thread of its own.
+
+        Args:
+            report: takes progress, a few times a second.
+            check: raises `Cancelled` when the work is no longer wanted; it then ends and leaves nothing behind.
+
+        Raises:
+            InvalidArgument: the request or a source is bad. NotFound: no such file or class.
+            PermissionDenied: a source outside the roots. AlreadyExists: the id is taken by other data.
+            Aborted: the same id is being created by another call. ResourceExhausted: the disk is full.
+        """
+        plan = self._plan(request)
+        with self._alone(plan.dataset_id):
+            existing = manifest.read(self._folder / plan.dataset_id)
+            if existing and request.request_id and existing.request_id == request.request_id:
+                return Created(_same_request(existing, request, plan), unchanged=True)
+            meter = Meter(report, check)
+            sources = build.fingerprint(plan, meter)
+            wanted = _input_digest(plan, sources)
+            if existing and existing.input_digest == wanted:
+                return Created(existing, unchanged=True)
+            if existing and not request.replace:
+                raise AlreadyExists(
+                    f"the dataset {plan.dataset_id!r} exists and was made from other data or settings "
+                    f"({_difference(existing, plan, sources)}). Choose another id, or ask to replace it.",
+                    metadata={"dataset": plan.dataset_id},
+                )
+            with store.Writer(self._folder, plan.dataset_id) as writer:
+                result = build.run(plan, sources, wanted, writer, meter)
+                check()
+                made = writer.finish(result.draft, result.statistics.to_json(), replace_existing=existing is not None)
+            self._forget(plan.dataset_id)
+            return Created(made, unchanged=False)
+
+    def open(self, dataset_id: str) -> StoredRows:
+        """The items of a dataset. Raises NotFound."""
+        folder = self._folder / dataset_id
+        about = manifest.read(folder) if _ID.fullmatch(dataset_id) else None
+        if about is None:
+            self._forget(dataset_id)
+            raise NotFound(
+                f"there is no dataset {dataset_id!r}. ListDatasets shows what there is.",
+                metadata={"dataset": dataset_id},
+            )
+        with self._lock:
+            known = self._open.get(dataset_id)
+            if known is None or known.manifest != about:
+                known = self._open[dataset_id] = StoredRows(folder, about)
+            self._open.move_to_end(dataset_id)
+            while len(self._open) > _OPEN_DATASETS:
+                self._open.popitem(last=False)
+            return known
+
+    def dataset(self, dataset_id: str) -> ConversationDataset:
+        """The dataset through its class, so that items answer `get_context` as the class says.
+
+        Raises:
+            NotFound: there is no such dataset. FailedPrecondition: its class is no longer installed.
+        """
+        rows = self.open(dataset_id)
+        try:
+            made = self._classes.get(rows.manifest.dataset_class)
+        except NotFound as error:
+            raise FailedPrecondition(
+                f"the dataset {dataset_id!r} was made by a class that is not installed here: {error.message}",
+                reason="UNKNOWN_PLUGIN",
+            ) from error
+        return made(rows, rows.manifest.parameters)
+
+    def list(self) -> Iterator[Manifest]:
+        """All datasets, sorted by id."""
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if not folder.name.startswith("."):
+                found = manifest.read(folder)
+                if found is not None:
+                    yield found
+
+    def statistics(self, dataset_id: str, tokenizer: str = "") -> statistics.Statistics:
+        """A dataset in numbers.
+
+        Args:
+            tokenizer: path of a `tokenizer.json`, or of a folder that holds one, under the allowed roots; lengths
+                are then given in its tokens too, which takes a pass over the items.
+
+        Raises:
+            NotFound: no such dataset or file. InvalidArgument: it is no tokenizer. PermissionDenied: outside the roots.
+        """
+        rows = self.open(dataset_id)
+        if tokenizer:
+            return statistics.gather(rows, _token_counter(paths.resolve(tokenizer, self._roots, field="tokenizer")))
+        return statistics.from_json((self._folder / dataset_id / store.STATISTICS).read_bytes())
+
+    def delete(self, dataset_id: str, *, allow_missing: bool = False) -> None:
+        """Remove a dataset; calls that are reading it go on to their end. Raises NotFound unless `allow_missing`."""
+        if not _ID.fullmatch(dataset_id) or not (self._folder / dataset_id).exists():
+            if allow_missing:
+                return
+            raise NotFound(
+                f"there is no dataset {dataset_id!r}. ListDatasets shows what there is.",
+                metadata={"dataset": dataset_id},
+            )
+        store.remove(self._folder, dataset_id)
+        self._forget(dataset_id)
+
+    def _plan(self, request: CreateRequest) -> Plan:
+        if not _ID.fullmatch(request.dataset_id):
+            raise InvalidArgument.field(
+                "dataset_id",
+                f"{request.dataset_id!r} is not an id; use 1 to 63 lower-case letters, digits and hyphens, beginning "
+                "with a letter and not ending with a hyphen",
+            )
+        if not 0 <= request.test_fraction <= MAX_TEST_FRACTION:
+            raise InvalidArgument.field(
+                "test_fraction", f"must be between 0 and {MAX_TEST_FRACTION}, not {request.test_fraction}"
+            )
+        if request.limit < 0:
+            raise InvalidArgument.field("limit", f"must be 0 (all) or more, not {request.limit}")
+        rules = self._classes.get(request.dataset_class)(parameters=request.parameters)
+        fields = ["source", *(f"more_sources[{i}]" for i in range(len(request.sources) - 1))]
+        files = tuple(
+            (paths.resolve(path, self._roots, field=name), path)
+            for path, name in zip(request.sources, fields, strict=True)
+        )
+        return Plan(
+            request.dataset_id,
+            files,
+            request.dataset_class,
+            rules,
+            seed=request.split_seed,
+            test_fraction=request.test_fraction,
+            limit=request.limit,
+            request_id=request.request_id,
+            labels=dict(request.labels),
+        )
+
+    @contextmanager
+    def _alone(self, dataset_id: str) -> Iterator[None]:
+        with self._lock:
+            if dataset_id in self._busy:
+                raise Aborted(
+                    f"the dataset {dataset_id!r} is being created by another call. Wait for it, or try again.",
+                    reason="DATASET_BUSY",
+                    metadata={"dataset": dataset_id},
+                )
+            self._busy.add(dataset_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(dataset_id)
+
+    def _forget(self, dataset_id: str) -> None:
+        with self._lock:
+            self._open.pop(dataset_id, None)
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    return {
+        "dataset_class": plan.dataset_class,
+        "parameters": asdict(plan.rules.parameters),
+        "split_seed": plan.seed,
+        "test_fraction": plan.test_fraction,
+        "limit": plan.limit,
+    }
+
+
+def _input_digest(plan: Plan, sources: Sequence[SourceInfo]) -> str:
+    """Digest over everything that decides the result, the code of the client's class included."""
+    inputs = {
+        **_settings(plan),
+        "sources": [source.sha256 for source in sources],
+        "code": [__version__, *_class_code(type(plan.rules))],
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _class_code(cls: type[ConversationDataset]) -> Iterator[str]:
+    for base in cls.__mro__:
+        if issubclass(base, ConversationDataset) and base is not ConversationDataset:
+            try:
+                code = inspect.getsource(base)
+            except (OSError, TypeError):  # made in an interpreter, or shipped without source
+                code = f"{base.__module__}.{base.__qualname__}"
+            yield hashlib.sha256(code.encode()).hexdigest()
+
+
+def _difference(existing: Manifest, plan: Plan, sources: Sequence[SourceInfo]) -> str:
+    if [s.sha256 for s in existing.sources] != [s.sha256 for s in sources]:
+        return f"from {', '.join(s.path for s in existing.sources)}, SHA-256 {existing.sources[0].sha256[:12]}"
+    for key, value in _settings(plan).items():
+        before = getattr(existing, key)
+        if json.dumps(before, sort_keys=True) != json.dumps(value, sort_keys=True):
+            return f"{key} was {before!r}, now {value!r}"
+    return "the code of its class has changed"
+
+
+def _same_request(existing: Manifest, request: CreateRequest, plan: Plan) -> Manifest:
+    then = ([s.path for s in existing.sources], {k: getattr(existing, k) for k in _settings(plan)})
+    now = (list(request.sources), _settings(plan))
+    if json.dumps(then, sort_keys=True) != json.dumps(now, sort_keys=True):
+        raise InvalidArgument.field(
+            "request_id",
+            f"{request.request_id!r} was used before with other settings; a new request needs a new one",
+            reason="REQUEST_ID_REUSED",
+        )
+    return existing
+
+
+def _token_counter(path: Path) -> statistics.CountTokens:
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise NotFound(f"{file}: no such file. Name a tokenizer.json, or the folder of a model that has one.")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise InvalidArgument.field("tokenizer", f"{file} is not a tokenizer.json ({error})") from error
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
