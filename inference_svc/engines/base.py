@@ -48,6 +48,7 @@ class BaseInfo:
         context_length: most tokens of prompt and output together.
         vocabulary_size: token ids are below this.
         end_token_ids: tokens that end a turn.
+        end_tokens: the same as text, for checking a registry entry against them.
         template_digest: sha256 hex of the chat template text, empty without a template.
         quantisation: `nf4`, `int8` or `none`.
         device: `cpu` or `cuda`.
@@ -58,6 +59,7 @@ class BaseInfo:
     context_length: int
     vocabulary_size: int
     end_token_ids: tuple[int, ...] = ()
+    end_tokens: tuple[str, ...] = ()
     template_digest: str = ""
     quantisation: str = "none"
     device: str = "cpu"
@@ -134,6 +136,14 @@ class Generation(AsyncIterator[EngineEvent]):
         self._error: BaseException | None = None
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
+        self._when_ended: Callable[[], Any] | None = None
+
+    def when_ended(self, call: Callable[[], Any]) -> None:
+        """Have `call` called once when the engine is done with the request, whether or not a reader still reads."""
+        if self._ended:
+            call()
+        else:
+            self._when_ended = call
 
     def __aiter__(self) -> Generation:
         return self
@@ -163,13 +173,14 @@ class Generation(AsyncIterator[EngineEvent]):
         else:
             self._events.append(event)
         if isinstance(event, Finished):
-            self._ended = True
+            self._end()
         self._wake()
 
     def fail(self, error: BaseException) -> None:
         """End with an error, which the reader meets after the events delivered so far."""
         if not self._ended:
-            self._error, self._ended = error, True
+            self._error = error
+            self._end()
             self._wake()
 
     def cancel(self) -> None:
@@ -184,6 +195,11 @@ class Generation(AsyncIterator[EngineEvent]):
     def ended(self) -> bool:
         """Whether the last event was delivered, read or not."""
         return self._ended
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._when_ended is not None:
+            self._when_ended()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -1,8 +1,8 @@
 """Word lists: phrases that may not be said, found however they are dressed up and wherever a chunk ends.
 
 Matching is by an Aho-Corasick automaton over the folded text (pyahocorasick), then by the rules that keep innocent
-words innocent: a phrase in letters counts only between word boundaries, signs inside it only where it has a space itself
-or where it is spelt out letter by letter, digits only beside real letters. Chinese needs no boundaries.
+words innocent: a phrase in letters counts only between word boundaries, signs inside it only where it has a space
+itself or where it is spelt out letter by letter, digits only beside real letters. Chinese needs no boundaries.
 """
 
 from __future__ import annotations
