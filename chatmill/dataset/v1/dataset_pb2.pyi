@@ -36,7 +36,9 @@ class _SplitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Split.ValueType
     """Held back from training, for evaluation."""
 
 class Split(_Split, metaclass=_SplitEnumTypeWrapper):
-    """A part of a dataset. The split of an item depends only on its source id, the seed and the fraction."""
+    """A part of a dataset. The split of an item depends only on its source id, the seed and the fraction; near-duplicates follow
+    the first of them.
+    """
 
 SPLIT_UNSPECIFIED: Split.ValueType  # 0
 """Every split."""
@@ -86,22 +88,30 @@ class Dataset(_message.Message):
     TEST_FRACTION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    NEAR_DUPLICATE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `datasets/{id}`."""
     dataset_class: _builtins.str
     """Name of the class that labels the items, as ListDatasetClasses shows it."""
     source: _builtins.str
-    """Where the conversations came from: the path that was given."""
+    """Where the conversations came from: the path that was given, the first of several."""
     source_sha256: _builtins.str
-    """SHA-256 of the source's bytes, lower-case hexadecimal."""
+    """SHA-256 of the source's bytes, lower-case hexadecimal; of several sources, over their SHA-256 one after another."""
     digest: _builtins.str
     """SHA-256 over the canonical items in order. Two datasets of equal digest hold the same data."""
     source_format: _builtins.str
-    """Format that the source was recognised as, for example `neutral-jsonl`."""
+    """Format that the source was recognised as: `neutral`, `openai`, `sharegpt`, `multiwoz`, or the name of a class that reads
+    a format of its own. Several are joined by commas.
+    """
     split_seed: _builtins.int
     """Seed of the split."""
     test_fraction: _builtins.float
     """Share of conversations in the test split, 0 to 1."""
+    near_duplicate_count: _builtins.int
+    """Conversations that differ from an earlier one in numbers, case and punctuation only. They are kept, on the same side
+    of the split as that one.
+    """
     @_builtins.property
     def splits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SplitSize]:
         """Number of items in each split."""
@@ -126,6 +136,10 @@ class Dataset(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceFile]:
+        """Every file that was read, in order."""
+
     def __init__(
         self,
         *,
@@ -143,14 +157,54 @@ class Dataset(_message.Message):
         test_fraction: _builtins.float = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        sources: _abc.Iterable[Global___SourceFile] | None = ...,
+        near_duplicate_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "parameters", b"parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "create_time", b"create_time", "dataset_class", b"dataset_class", "digest", b"digest", "drops", b"drops", "labels", b"labels", "name", b"name", "parameters", b"parameters", "source", b"source", "source_format", b"source_format", "source_sha256", b"source_sha256", "split_seed", b"split_seed", "splits", b"splits", "test_fraction", b"test_fraction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "create_time", b"create_time", "dataset_class", b"dataset_class", "digest", b"digest", "drops", b"drops", "labels", b"labels", "name", b"name", "near_duplicate_count", b"near_duplicate_count", "parameters", b"parameters", "source", b"source", "source_format", b"source_format", "source_sha256", b"source_sha256", "sources", b"sources", "split_seed", b"split_seed", "splits", b"splits", "test_fraction", b"test_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Dataset: _TypeAlias = Dataset  # noqa: Y015
+
+@_typing.final
+class SourceFile(_message.Message):
+    """A file that conversations were read from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CONVERSATION_COUNT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The path that was given."""
+    sha256: _builtins.str
+    """SHA-256 of its bytes, lower-case hexadecimal."""
+    size_bytes: _builtins.int
+    """Its size in bytes."""
+    format: _builtins.str
+    """Format that its content was recognised as."""
+    conversation_count: _builtins.int
+    """Conversations found in it, before cleaning."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        format: _builtins.str = ...,
+        conversation_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation_count", b"conversation_count", "format", b"format", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceFile: _TypeAlias = SourceFile  # noqa: Y015
 
 @_typing.final
 class SplitSize(_message.Message):
@@ -187,22 +241,28 @@ class DropCount(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    EXAMPLES_FIELD_NUMBER: _builtins.int
     step: _builtins.str
     """Name of the step, for example `duplicates`."""
     reason: _builtins.str
     """The reason in words, for example `same messages as an earlier conversation`."""
     count: _builtins.int
     """How many conversations."""
+    @_builtins.property
+    def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the first of them stand, as file and line."""
+
     def __init__(
         self,
         *,
         step: _builtins.str = ...,
         reason: _builtins.str = ...,
         count: _builtins.int = ...,
+        examples: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "reason", b"reason", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "examples", b"examples", "reason", b"reason", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,6 +284,7 @@ class Item(_message.Message):
     LANGUAGE_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
     SOURCE_ID_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `datasets/{dataset}/items/{item}`."""
     index: _builtins.int
@@ -240,6 +301,8 @@ class Item(_message.Message):
     """The split that the item belongs to."""
     source_id: _builtins.str
     """Id in the source."""
+    place: _builtins.str
+    """File and line in the source."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The messages in order of time."""
@@ -261,10 +324,11 @@ class Item(_message.Message):
         language: _builtins.str = ...,
         split: Global___Split.ValueType = ...,
         source_id: _builtins.str = ...,
+        place: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_human_intervention_idx", b"_human_intervention_idx", "_label", b"_label", "human_intervention_idx", b"human_intervention_idx", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_human_intervention_idx", b"_human_intervention_idx", "_label", b"_label", "facts", b"facts", "human_intervention_idx", b"human_intervention_idx", "human_intervention_reason", b"human_intervention_reason", "index", b"index", "label", b"label", "language", b"language", "messages", b"messages", "name", b"name", "source_id", b"source_id", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_human_intervention_idx", b"_human_intervention_idx", "_label", b"_label", "facts", b"facts", "human_intervention_idx", b"human_intervention_idx", "human_intervention_reason", b"human_intervention_reason", "index", b"index", "label", b"label", "language", b"language", "messages", b"messages", "name", b"name", "place", b"place", "source_id", b"source_id", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__human_intervention_idx: _TypeAlias = _typing.Literal["human_intervention_idx"]  # noqa: Y015
     _WhichOneofArgType__human_intervention_idx: _TypeAlias = _typing.Literal["_human_intervention_idx", b"_human_intervention_idx"]  # noqa: Y015
@@ -433,6 +497,13 @@ class Statistics(_message.Message):
     SPLITS_FIELD_NUMBER: _builtins.int
     DROPS_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    ROLE_PROBLEMS_FIELD_NUMBER: _builtins.int
+    HANDOVER_REASONS_FIELD_NUMBER: _builtins.int
+    NEAR_DUPLICATE_COUNT_FIELD_NUMBER: _builtins.int
+    USER_TOKENS_FIELD_NUMBER: _builtins.int
+    ASSISTANT_TOKENS_FIELD_NUMBER: _builtins.int
+    CONVERSATION_TOKENS_FIELD_NUMBER: _builtins.int
+    LONGER_THAN_TOKENS_FIELD_NUMBER: _builtins.int
     item_count: _builtins.int
     """Conversations."""
     handover_count: _builtins.int
@@ -442,7 +513,9 @@ class Statistics(_message.Message):
     ending_on_user_count: _builtins.int
     """Conversations that end on the user."""
     empty_message_count: _builtins.int
-    """Messages without text."""
+    """Messages without text that were taken out when the dataset was created."""
+    near_duplicate_count: _builtins.int
+    """Conversations that are near-duplicates of an earlier one (see `Dataset.near_duplicate_count`)."""
     @_builtins.property
     def turns(self) -> Global___Distribution:
         """User and assistant messages per conversation."""
@@ -487,6 +560,30 @@ class Statistics(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___DropCount]:
         """What was changed and kept when the dataset was created."""
 
+    @_builtins.property
+    def role_problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValueCount]:
+        """Conversations by departure from strict alternation, for example `ends on user` or `user twice in a row`."""
+
+    @_builtins.property
+    def handover_reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValueCount]:
+        """Handovers by reason."""
+
+    @_builtins.property
+    def user_tokens(self) -> Global___Distribution:
+        """Tokens per user message; set when a tokenizer was named."""
+
+    @_builtins.property
+    def assistant_tokens(self) -> Global___Distribution:
+        """Tokens per assistant message; set when a tokenizer was named."""
+
+    @_builtins.property
+    def conversation_tokens(self) -> Global___Distribution:
+        """Tokens per conversation, without those of the chat template; set when a tokenizer was named."""
+
+    @_builtins.property
+    def longer_than_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValueCount]:
+        """Conversations longer than a number of tokens; the value is the limit. Empty without a tokenizer."""
+
     def __init__(
         self,
         *,
@@ -506,10 +603,17 @@ class Statistics(_message.Message):
         splits: _abc.Iterable[Global___SplitSize] | None = ...,
         drops: _abc.Iterable[Global___DropCount] | None = ...,
         changes: _abc.Iterable[Global___DropCount] | None = ...,
+        role_problems: _abc.Iterable[Global___ValueCount] | None = ...,
+        handover_reasons: _abc.Iterable[Global___ValueCount] | None = ...,
+        near_duplicate_count: _builtins.int = ...,
+        user_tokens: Global___Distribution | None = ...,
+        assistant_tokens: Global___Distribution | None = ...,
+        conversation_tokens: Global___Distribution | None = ...,
+        longer_than_tokens: _abc.Iterable[Global___ValueCount] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assistant_characters", b"assistant_characters", "conversation_characters", b"conversation_characters", "handover_position", b"handover_position", "turns", b"turns", "user_characters", b"user_characters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assistant_characters", b"assistant_characters", "assistant_tokens", b"assistant_tokens", "conversation_characters", b"conversation_characters", "conversation_tokens", b"conversation_tokens", "handover_position", b"handover_position", "turns", b"turns", "user_characters", b"user_characters", "user_tokens", b"user_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assistant_characters", b"assistant_characters", "changes", b"changes", "conversation_characters", b"conversation_characters", "drops", b"drops", "empty_message_count", b"empty_message_count", "ending_on_user_count", b"ending_on_user_count", "handover_count", b"handover_count", "handover_position", b"handover_position", "item_count", b"item_count", "labels", b"labels", "languages", b"languages", "longer_than_characters", b"longer_than_characters", "not_alternating_count", b"not_alternating_count", "splits", b"splits", "turns", b"turns", "user_characters", b"user_characters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assistant_characters", b"assistant_characters", "assistant_tokens", b"assistant_tokens", "changes", b"changes", "conversation_characters", b"conversation_characters", "conversation_tokens", b"conversation_tokens", "drops", b"drops", "empty_message_count", b"empty_message_count", "ending_on_user_count", b"ending_on_user_count", "handover_count", b"handover_count", "handover_position", b"handover_position", "handover_reasons", b"handover_reasons", "item_count", b"item_count", "labels", b"labels", "languages", b"languages", "longer_than_characters", b"longer_than_characters", "longer_than_tokens", b"longer_than_tokens", "near_duplicate_count", b"near_duplicate_count", "not_alternating_count", b"not_alternating_count", "role_problems", b"role_problems", "splits", b"splits", "turns", b"turns", "user_characters", b"user_characters", "user_tokens", b"user_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,7 +93,7 @@ class DatasetServiceServicer(object):
 
     def GetContext(self, request, context):
         """What the agent knew at a turn: the messages before it and the facts. NOT_FOUND: no such item. INVALID_ARGUMENT: the
-        turn is not one of the item's.
+        turn is not one of the item's. FAILED_PRECONDITION: the class that made the dataset is not installed here any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +114,8 @@ class DatasetServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetStatistics(self, request, context):
-        """Numbers about a dataset. NOT_FOUND: no such dataset.
+        """Numbers about a dataset. NOT_FOUND: no such dataset or tokenizer. INVALID_ARGUMENT: the file is no tokenizer.
+        PERMISSION_DENIED (PATH_NOT_ALLOWED): it lies outside the allowed folders.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -400,6 +401,8 @@ class DatasetAdminServiceServicer(object):
         INVALID_ARGUMENT (reason SOURCE_INVALID): the file is empty, cut or not conversations; the message names file and line.
         NOT_FOUND: no such file, or (UNKNOWN_PLUGIN) no such class. PERMISSION_DENIED (PATH_NOT_ALLOWED): the path is outside the
         allowed folders. ALREADY_EXISTS: the id is taken by other data; choose another or set `replace`.
+        ABORTED: another call is creating the same id; wait for it, then call again. FAILED_PRECONDITION (DATASET_CLASS_FAILED):
+        the class raised an error or answered something impossible; the message names the conversation.
         RESOURCE_EXHAUSTED (DISK_FULL): no space left; what existed before is untouched.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

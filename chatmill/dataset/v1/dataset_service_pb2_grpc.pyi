@@ -41,14 +41,16 @@ class DatasetServiceStub:
     """
     GetContext: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetContextRequest, _dataset_service_pb2.GetContextResponse]
     """What the agent knew at a turn: the messages before it and the facts. NOT_FOUND: no such item. INVALID_ARGUMENT: the
-    turn is not one of the item's.
+    turn is not one of the item's. FAILED_PRECONDITION: the class that made the dataset is not installed here any more.
     """
     GetDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]
     """One dataset. NOT_FOUND: no such dataset; ListDatasets shows what there is."""
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]
     """All datasets by name, in pages. INVALID_ARGUMENT: negative page size, or a page token of another call."""
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.GetStatisticsRequest, _dataset_service_pb2.GetStatisticsResponse]
-    """Numbers about a dataset. NOT_FOUND: no such dataset."""
+    """Numbers about a dataset. NOT_FOUND: no such dataset or tokenizer. INVALID_ARGUMENT: the file is no tokenizer.
+    PERMISSION_DENIED (PATH_NOT_ALLOWED): it lies outside the allowed folders.
+    """
     ListDatasetClasses: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetClassesRequest, _dataset_service_pb2.ListDatasetClassesResponse]
     """The dataset classes that are installed, with their criteria and parameters."""
 
@@ -65,14 +67,16 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """
     GetContext: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetContextRequest, _dataset_service_pb2.GetContextResponse]  # type: ignore[assignment]
     """What the agent knew at a turn: the messages before it and the facts. NOT_FOUND: no such item. INVALID_ARGUMENT: the
-    turn is not one of the item's.
+    turn is not one of the item's. FAILED_PRECONDITION: the class that made the dataset is not installed here any more.
     """
     GetDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetDatasetRequest, _dataset_service_pb2.GetDatasetResponse]  # type: ignore[assignment]
     """One dataset. NOT_FOUND: no such dataset; ListDatasets shows what there is."""
     ListDatasets: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetsRequest, _dataset_service_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """All datasets by name, in pages. INVALID_ARGUMENT: negative page size, or a page token of another call."""
     GetStatistics: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.GetStatisticsRequest, _dataset_service_pb2.GetStatisticsResponse]  # type: ignore[assignment]
-    """Numbers about a dataset. NOT_FOUND: no such dataset."""
+    """Numbers about a dataset. NOT_FOUND: no such dataset or tokenizer. INVALID_ARGUMENT: the file is no tokenizer.
+    PERMISSION_DENIED (PATH_NOT_ALLOWED): it lies outside the allowed folders.
+    """
     ListDatasetClasses: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.ListDatasetClassesRequest, _dataset_service_pb2.ListDatasetClassesResponse]  # type: ignore[assignment]
     """The dataset classes that are installed, with their criteria and parameters."""
 
@@ -104,7 +108,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.GetContextResponse, _abc.Awaitable[_dataset_service_pb2.GetContextResponse]]:
         """What the agent knew at a turn: the messages before it and the facts. NOT_FOUND: no such item. INVALID_ARGUMENT: the
-        turn is not one of the item's.
+        turn is not one of the item's. FAILED_PRECONDITION: the class that made the dataset is not installed here any more.
         """
 
     @_abc_1.abstractmethod
@@ -129,7 +133,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_service_pb2.GetStatisticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_service_pb2.GetStatisticsResponse, _abc.Awaitable[_dataset_service_pb2.GetStatisticsResponse]]:
-        """Numbers about a dataset. NOT_FOUND: no such dataset."""
+        """Numbers about a dataset. NOT_FOUND: no such dataset or tokenizer. INVALID_ARGUMENT: the file is no tokenizer.
+        PERMISSION_DENIED (PATH_NOT_ALLOWED): it lies outside the allowed folders.
+        """
 
     @_abc_1.abstractmethod
     def ListDatasetClasses(
@@ -155,6 +161,8 @@ class DatasetAdminServiceStub:
     INVALID_ARGUMENT (reason SOURCE_INVALID): the file is empty, cut or not conversations; the message names file and line.
     NOT_FOUND: no such file, or (UNKNOWN_PLUGIN) no such class. PERMISSION_DENIED (PATH_NOT_ALLOWED): the path is outside the
     allowed folders. ALREADY_EXISTS: the id is taken by other data; choose another or set `replace`.
+    ABORTED: another call is creating the same id; wait for it, then call again. FAILED_PRECONDITION (DATASET_CLASS_FAILED):
+    the class raised an error or answered something impossible; the message names the conversation.
     RESOURCE_EXHAUSTED (DISK_FULL): no space left; what existed before is untouched.
     """
     DeleteDataset: _grpc.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]
@@ -172,6 +180,8 @@ class DatasetAdminServiceAsyncStub(DatasetAdminServiceStub):
     INVALID_ARGUMENT (reason SOURCE_INVALID): the file is empty, cut or not conversations; the message names file and line.
     NOT_FOUND: no such file, or (UNKNOWN_PLUGIN) no such class. PERMISSION_DENIED (PATH_NOT_ALLOWED): the path is outside the
     allowed folders. ALREADY_EXISTS: the id is taken by other data; choose another or set `replace`.
+    ABORTED: another call is creating the same id; wait for it, then call again. FAILED_PRECONDITION (DATASET_CLASS_FAILED):
+    the class raised an error or answered something impossible; the message names the conversation.
     RESOURCE_EXHAUSTED (DISK_FULL): no space left; what existed before is untouched.
     """
     DeleteDataset: _aio.UnaryUnaryMultiCallable[_dataset_service_pb2.DeleteDatasetRequest, _dataset_service_pb2.DeleteDatasetResponse]  # type: ignore[assignment]
@@ -192,6 +202,8 @@ class DatasetAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         INVALID_ARGUMENT (reason SOURCE_INVALID): the file is empty, cut or not conversations; the message names file and line.
         NOT_FOUND: no such file, or (UNKNOWN_PLUGIN) no such class. PERMISSION_DENIED (PATH_NOT_ALLOWED): the path is outside the
         allowed folders. ALREADY_EXISTS: the id is taken by other data; choose another or set `replace`.
+        ABORTED: another call is creating the same id; wait for it, then call again. FAILED_PRECONDITION (DATASET_CLASS_FAILED):
+        the class raised an error or answered something impossible; the message names the conversation.
         RESOURCE_EXHAUSTED (DISK_FULL): no space left; what existed before is untouched.
         """
 
