@@ -127,6 +127,7 @@ class TrainingSpec(_message.Message):
     LANGUAGES_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    SKIP_TOOL_MESSAGES_FIELD_NUMBER: _builtins.int
     base: _builtins.str
     """What to stand on: `models/{id}`, a version or an alias of it, a folder under the factory's allowed folders, or a hub
     id. Empty for the method `scratch`.
@@ -141,6 +142,8 @@ class TrainingSpec(_message.Message):
     """Said to the model at the beginning of each conversation; the item's facts are joined to it. Part of the result."""
     seed: _builtins.int
     """Seed of everything random; 0 when unset."""
+    skip_tool_messages: _builtins.bool
+    """Leave out what tools gave back. Otherwise it stays as context, if the base's chat template has a role for it."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Parameters of the method; those left out take the defaults that ListTrainingMethods shows."""
@@ -165,10 +168,11 @@ class TrainingSpec(_message.Message):
         languages: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        skip_tool_messages: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "parameters", b"parameters", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "base", b"base", "dataset", b"dataset", "labels", b"labels", "languages", b"languages", "method", b"method", "model_id", b"model_id", "parameters", b"parameters", "seed", b"seed", "system_prompt", b"system_prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "base", b"base", "dataset", b"dataset", "labels", b"labels", "languages", b"languages", "method", b"method", "model_id", b"model_id", "parameters", b"parameters", "seed", b"seed", "skip_tool_messages", b"skip_tool_messages", "system_prompt", b"system_prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -188,6 +192,7 @@ class TrainingProgress(_message.Message):
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     SECONDS_LEFT_FIELD_NUMBER: _builtins.int
     PHASE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """Steps taken."""
     total_steps: _builtins.int
@@ -200,6 +205,8 @@ class TrainingProgress(_message.Message):
     """Seconds left by the present pace."""
     phase: _builtins.str
     """What is being done, for example `loading the base` or `training`."""
+    note: _builtins.str
+    """A sentence worth showing, for example what became of the data; often empty."""
     def __init__(
         self,
         *,
@@ -209,10 +216,11 @@ class TrainingProgress(_message.Message):
         tokens_per_second: _builtins.float = ...,
         seconds_left: _builtins.float = ...,
         phase: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "phase", b"phase", "seconds_left", b"seconds_left", "step", b"step", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "note", b"note", "phase", b"phase", "seconds_left", b"seconds_left", "step", b"step", "tokens_per_second", b"tokens_per_second", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
