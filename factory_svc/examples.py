@@ -1,8 +1,9 @@
 """From a conversation of a log to the messages that a model learns from.
 
 The system message is the operator's prompt with the item's facts. The turn at which a person should have taken over
-becomes an assistant turn that ends with the tool call `transfer_to_human`, and the conversation ends there, because what
-a person said afterwards is not for the model to learn. What follows the last assistant turn is cut. All of it is counted.
+becomes an assistant turn that ends with the tool call `transfer_to_human`, and the conversation ends there, because
+what a person said afterwards is not for the model to learn. What follows the last assistant turn is cut. All of it is
+counted.
 
 This module knows neither tokenizers nor where items come from.
 """

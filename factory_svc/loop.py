@@ -44,6 +44,8 @@ class SftLoop:
             FailedPrecondition: no weight of the model is trainable, or training changed none.
             Aborted: reason `INTERRUPTED` (a checkpoint was written) or `DIVERGED` (the loss is not a number).
         """
+        if self.should_stop():
+            raise Aborted("Training was interrupted before its first step.", reason="INTERRUPTED")
         self.report(Progress(phase="tokenizing", note=f"Tokenizing {len(conversations)} conversations."))
         rows = tokenize(
             built.tokenizer,

@@ -187,6 +187,22 @@ class Registry:
                 raise
         return final
 
+    def add_once(self, entry: Entry) -> tuple[Entry, bool]:
+        """Register a model that lies elsewhere, unless a version with the same source and content is there.
+
+        Returns:
+            the entry, and whether it was there already.
+
+        Raises:
+            InvalidArgument, ResourceExhausted: as `add`.
+        """
+        wanted = entry.with_revision()
+        with self._lock:
+            for existing in self._parse().versions(entry.model_id):
+                if existing.source == wanted.source and existing.revision == wanted.revision:
+                    return existing, True
+            return self.add(wanted), False
+
     def set_alias(self, name: str, alias: str, *, reason: str = "", who: str = "") -> tuple[Entry, str]:
         """Point `alias` to a version.
 

@@ -18,9 +18,11 @@ CONTROL_TOKENS = (BEGIN, END, PAD, "<|system|>", "<|user|>", "<|assistant|>", "<
 CALL_TOKENS = ("<tool_call>", "</tool_call>")
 """Single tokens, but part of what the model says: decoding keeps them, as in Qwen's tokenizers."""
 
-# Qwen2's pre-tokenization: digits one by one, so that order numbers are copied digit by digit.
+# Qwen2's pre-tokenization (digits one by one, so that order numbers are copied digit by digit), and Han characters one
+# by one too: a small corpus would else turn whole Chinese phrases into single tokens, which nothing unseen is made of.
 _SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{Han}|[^\r\n\p{L}\p{N}]?[\p{L}&&[^\p{Han}]]+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
