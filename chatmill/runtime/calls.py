@@ -1,12 +1,17 @@
 """Calls of a client with the server's errors mapped back, also in the middle of a stream: one class per arity.
 
 `asyncio.CancelledError` stays what it is: it means that the caller itself cancelled.
+
+When a server refuses a call whose requests are still being sent, gRPC's next write fails and overwrites the server's
+status with INTERNAL "Internal error from Core", about half of the time (grpc#36066, open). Calls with streamed
+requests therefore note every status as it comes, and report the server's. A server that answers OK before it has read
+all requests can't be helped that way, since gRPC drops the answer too; ours read to the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +42,15 @@ class Origin:
         return result
 
 
+CORE_ERROR = "Internal error from Core"
+_STATUS_WAIT_SECONDS = 1.0
+
+
 class _Wrapped(grpc.aio.Call):
     """What all arities share: everything is the inner call's."""
 
     def __init__(self, call: Any, origin: Origin) -> None:
+        super().__init__()
         self._call = call
         self._origin = origin
 
@@ -91,39 +101,113 @@ class _Wrapped(grpc.aio.Call):
         try:
             await self._call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
-            raise self._origin.mapped(error) from error
+            raise await self._mapped(error) from error
+
+    async def _mapped(self, error: grpc.aio.AioRpcError) -> ChatmillError:
+        return self._origin.mapped(error)
 
 
 class _Answer(_Wrapped):
     """A call with one answer: await it."""
 
     def __await__(self) -> Generator[Any, None, Any]:
+        return self._answer().__await__()
+
+    async def _answer(self) -> Any:
         try:
-            return (yield from self._call.__await__())
+            return await self._call
         except grpc.aio.AioRpcError as error:
-            raise self._origin.mapped(error) from error
+            raise await self._mapped(error) from error
+
+
+class Outbox:
+    """Requests that are written one by one, as the iterator that gRPC sends from.
+
+    gRPC's own `write` answers "Internal error from Core" when the server has refused the call meanwhile, and loses why.
+    """
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        while (request := await self._queue.get()) is not grpc.aio.EOF:
+            yield request
+
+    async def put(self, request: Any) -> None:
+        """Hand over one request; waits until the one before has been taken."""
+        await self._queue.put(request)
 
 
 class _Requests(_Wrapped):
-    """A call whose requests may be written one by one."""
+    """A call whose requests may be written one by one, if it was made without an iterator of them."""
+
+    def __init__(self, call: Any, origin: Origin, outbox: Outbox | None = None) -> None:
+        super().__init__(call, origin)
+        self._outbox = outbox
+        self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(self._note_status)
+
+    def _note_status(self, call: Any) -> None:
+        """Keep the first status that is the server's; gRPC calls this for each one it sets."""
+        details = _at_once(call.details())
+        if details != CORE_ERROR and not self._status.done():
+            code, trailing = _at_once(call.code()), _at_once(call.trailing_metadata())
+            self._status.set_result(grpc.aio.AioRpcError(code, None, trailing, details))
+
+    async def _mapped(self, error: grpc.aio.AioRpcError) -> ChatmillError:
+        if error.details() == CORE_ERROR:
+            await asyncio.wait((self._status,), timeout=_STATUS_WAIT_SECONDS)
+            if self._status.done():
+                error = self._status.result()
+        return self._origin.mapped(error)
 
     async def write(self, request: Any) -> None:
-        """Send one message; waits while the other side reads slowly."""
-        try:
-            await self._call.write(request)
-        except grpc.aio.AioRpcError as error:
-            raise self._origin.mapped(error) from error
+        """Send one message; waits while the other side reads slowly.
+
+        Raises:
+            ChatmillError: what the server refused the call with.
+            asyncio.InvalidStateError: if the server has answered already and wants no more.
+        """
+        if self._outbox is None:
+            raise grpc.aio.UsageError(f"{self._origin.method} was made with an iterator of its requests")
+        await self._hand_over(self._outbox, request)
+        if self._status.done():
+            error = self._status.result()
+            if self._call.cancelled():
+                raise asyncio.CancelledError
+            if error.code().name == "OK":
+                raise asyncio.InvalidStateError(f"{self._origin.method} has been answered; it takes no more requests")
+            raise self._origin.mapped(error)
 
     async def done_writing(self) -> None:
         """Say that no more messages follow."""
-        await self._call.done_writing()
+        if self._outbox is not None:
+            await self._hand_over(self._outbox, grpc.aio.EOF)
+
+    async def _hand_over(self, outbox: Outbox, request: Any) -> None:
+        """Put `request` into the outbox, or return when the call has ended first."""
+        put = asyncio.ensure_future(outbox.put(request))
+        try:
+            await asyncio.wait((put, self._status), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            put.cancel()
+
+
+def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine of a call that has ended returns; it has nothing to wait for, and done callbacks can't wait."""
+    try:
+        answer.send(None)
+    except StopIteration as stop:
+        return stop.value
+    answer.close()
+    return None
 
 
 class _Answers(_Wrapped):
     """A call with a stream of answers: iterate over it. Dropping it before its end cancels it."""
 
-    def __init__(self, call: Any, origin: Origin) -> None:
-        super().__init__(call, origin)
+    def __init__(self, call: Any, origin: Origin, *more: Any) -> None:
+        super().__init__(call, origin, *more)
         self._loop = asyncio.get_running_loop()
         self._messages: AsyncIterator[Any] | None = None
 
@@ -138,14 +222,14 @@ class _Answers(_Wrapped):
         try:
             return await anext(self._messages)
         except grpc.aio.AioRpcError as error:
-            raise self._origin.mapped(error) from error
+            raise await self._mapped(error) from error
 
     async def read(self) -> Any:
         """The next message, or `grpc.aio.EOF` at the end."""
         try:
             return await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise self._origin.mapped(error) from error
+            raise await self._mapped(error) from error
 
     def __del__(self) -> None:
         # the garbage collector may run in any thread, the call belongs to its loop

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,12 +137,13 @@ class _Policy:
 class _Callable:
     """A method of a stub: makes gRPC's call with deadline and metadata, and wraps it."""
 
-    def __init__(self, inner: Any, method: str, policy: _Policy, wrap: Callable[..., Any], *, streams: bool) -> None:
+    def __init__(self, inner: Any, method: str, policy: _Policy, wrap: type[Any]) -> None:
         self._inner = inner
         self._method = method
         self._policy = policy
         self._wrap = wrap
-        self._streams = streams
+        self._takes_stream = issubclass(wrap, grpc.aio.StreamUnaryCall | grpc.aio.StreamStreamCall)
+        self._streams = wrap is not calls.UnaryUnary
 
     def __call__(
         self,
@@ -155,15 +156,16 @@ class _Callable:
         compression: grpc.Compression | None = None,
     ) -> Any:
         sent = self._policy.metadata(metadata)
+        outbox = (calls.Outbox(),) if self._takes_stream and request is None else ()
         call = self._inner(
-            request,
+            outbox[0] if outbox else request,
             timeout=self._policy.timeout(timeout, streams=self._streams),
             metadata=tuple(sent),
             credentials=credentials,
             wait_for_ready=wait_for_ready,
             compression=compression,
         )
-        return self._wrap(call, calls.Origin(self._policy.target, self._method, dict(sent)[REQUEST_ID_KEY]))
+        return self._wrap(call, calls.Origin(self._policy.target, self._method, dict(sent)[REQUEST_ID_KEY]), *outbox)
 
 
 class Channel(grpc.aio.Channel):
@@ -181,22 +183,22 @@ class Channel(grpc.aio.Channel):
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes one message and answers one."""
         made = self._inner.unary_unary(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.UnaryUnary, streams=False)
+        return _Callable(made, method, self._policy, calls.UnaryUnary)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes one message and answers a stream."""
         made = self._inner.unary_stream(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.UnaryStream, streams=True)
+        return _Callable(made, method, self._policy, calls.UnaryStream)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes a stream and answers one message."""
         made = self._inner.stream_unary(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.StreamUnary, streams=True)
+        return _Callable(made, method, self._policy, calls.StreamUnary)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes a stream and answers one."""
         made = self._inner.stream_stream(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.StreamStream, streams=True)
+        return _Callable(made, method, self._policy, calls.StreamStream)
 
     async def close(self, grace: float | None = None) -> None:
         """Close the connection; calls under way get `grace` seconds."""

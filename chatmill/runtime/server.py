@@ -38,6 +38,9 @@ from chatmill.runtime.interceptor import MeshInterceptor
 
 log = logging.getLogger(__name__)
 
+UNWIND_SECONDS = 5.0
+"""How long cancelled handlers may take for their `finally` before the service is closed all the same."""
+
 Add: TypeAlias = Callable[[Any, Any], None]
 Step: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -110,14 +113,22 @@ class Running:
         self.gate.close()
         if self.service.drain is not None:
             await self.service.drain()
-        try:
-            await asyncio.wait_for(self.gate.idle(), self.mesh.grace_seconds if grace is None else grace)
-        except TimeoutError:
+        if not await self._idle_within(self.mesh.grace_seconds if grace is None else grace):
             log.warning("calls did not end in time and are cancelled", extra={"fields": {"calls": self.gate.active}})
         # health watches and reflection are all that may be left after the grace, and they have no end of their own
         await self.server.stop(0)
+        # gRPC returns before the handlers that it cancelled have unwound, and `close` must find nothing under way
+        if not await self._idle_within(UNWIND_SECONDS):
+            log.error("calls ignore that they were cancelled", extra={"fields": {"calls": self.gate.active}})
         if self.service.close is not None:
             await self.service.close()
+
+    async def _idle_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self.gate.idle(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
 
 class _Recorder:

@@ -24,14 +24,19 @@ from chatmill.runtime import testing
 NAMES = [name for name, _, _ in METHODS]
 
 
-async def collect(stub: ProbeStub, name: str, *requests: Any, **arguments: Any) -> list[str]:
-    """All answers of one call, whatever its arity."""
+async def collect(
+    stub: ProbeStub, name: str, *requests: Any, into: list[str] | None = None, **arguments: Any
+) -> list[str]:
+    """All answers of one call, whatever its arity; those of a stream that fails are left in `into`."""
     method = getattr(stub, name)
     sent = requests or (ProbeRequest(name="a"), ProbeRequest(name="b"))
     call = method(iter(sent), **arguments) if name.startswith("Stream") else method(sent[0], **arguments)
     if name.endswith("Unary"):
         return [(await call).text]
-    return [message.text async for message in call]
+    got = [] if into is None else into
+    async for message in call:
+        got.append(message.text)
+    return got
 
 
 @pytest.mark.parametrize(
@@ -65,12 +70,9 @@ async def test_every_error_class_arrives_as_itself(
 @pytest.mark.parametrize("name", ["UnaryStream", "WriteStream", "StreamStream"])
 async def test_error_in_mid_stream_keeps_what_came_before(stub: ProbeStub, servicer: ProbeServicer, name: str) -> None:
     servicer.error, servicer.error_after = ResourceExhausted("full", retry_after=1.5, quota="queue"), 1
-    got = []
-    method = getattr(stub, name)
-    requests = [ProbeRequest(name="a"), ProbeRequest(name="b")]
+    got: list[str] = []
     with pytest.raises(ResourceExhausted) as caught:
-        async for message in method(iter(requests) if name.startswith("Stream") else requests[0]):
-            got.append(message.text)
+        await collect(stub, name, into=got)
     assert len(got) == 1
     assert (caught.value.retry_after, caught.value.quota) == (1.5, "queue")
 
