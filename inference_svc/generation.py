@@ -87,7 +87,8 @@ class Sampling:
     """How the next token is chosen and when to stop. The defaults change nothing and sample at temperature 1.
 
     Attributes:
-        max_output_tokens: most tokens to generate, at least 1; the end-of-turn token counts as one.
+        max_output_tokens: most tokens to generate, at least 1; the end-of-turn token counts as one. None takes the
+            engine's default, or what the context leaves if that is less.
         min_output_tokens: the end-of-turn token and stop sequences are not taken before so many tokens.
         temperature: 0 takes the most likely token; otherwise the logits are divided by it.
         top_p: keep the most likely tokens that together have this probability, in (0, 1].
@@ -105,7 +106,7 @@ class Sampling:
             of the model before temperature, penalties and truncation.
     """
 
-    max_output_tokens: int = 512
+    max_output_tokens: int | None = None
     min_output_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0

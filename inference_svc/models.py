@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MakeEngine = Callable[[ModelEntry], tuple[str, Engine]]
-"""Makes the engine for the weights of an entry; its name in the table of engines, and the engine with nothing loaded."""
+"""Makes the engine for an entry's weights: its name in the table of engines, and the engine with nothing loaded."""
 
 _UNLOADED_SHARE = {"nf4": 0.4, "int8": 0.6, "none": 1.1}
 """Memory of the weights per byte on disk (bfloat16), before it can be measured."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Resident:
     """An engine in memory.
 
@@ -302,7 +302,7 @@ class ModelStore:
                 await self._drop(resident)
         if self._used() + needed > self._budget:
             raise ResourceExhausted(
-                f"{name} needs {needed >> 20} MiB, and {self._used() >> 20} of the {self._budget >> 20} MiB are in use. "
+                f"{name} needs {needed >> 20} MiB, and {self._used() >> 20} of {self._budget >> 20} MiB are in use. "
                 "Raise inference.memory_budget_mib, quantize, or unload another model.",
                 quota="inference.memory_budget_mib",
                 reason="MEMORY_BUDGET",

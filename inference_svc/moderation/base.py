@@ -104,9 +104,11 @@ class Moderator(ABC):
 
     Attributes:
         Parameters: frozen dataclass of its settings, for `chatmill.plugins.parse_parameters`.
+        natural: what is done about a finding when a client asks for enforcement and the operator only reports.
     """
 
     Parameters: ClassVar[type[Any]]
+    natural: ClassVar[Response] = Response.BLOCK
 
     @abstractmethod
     def __init__(self, parameters: Any, environment: ModeratorEnvironment) -> None: ...

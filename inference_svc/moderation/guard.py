@@ -100,29 +100,25 @@ class Guard:
     """Looks at one text as it grows.
 
     Args:
-        rules: the operator's rules.
+        rules: what looks, with what is to be done.
         context: what is looked at.
-        response: overrides what each rule does, or None for the rules' own. REPORT turns enforcement off.
         holdback: characters that are kept back at least, for callers who want a longer look before text leaves.
 
     Attributes:
         seconds: time spent looking.
     """
 
-    def __init__(
-        self, rules: Sequence[Rule], context: ModerationContext, response: Response | None = None, holdback: int = 0
-    ) -> None:
+    def __init__(self, rules: Sequence[Rule], context: ModerationContext, holdback: int = 0) -> None:
         self.seconds = 0.0
         self._stage = context.stage
         self._watches: list[_Watch] = []
-        self._judges: list[tuple[Rule, Judgement, Response]] = []
+        self._judges: list[tuple[Rule, Judgement]] = []
         for rule in rules:
             opened = rule.moderator.open(context) if context.stage in rule.stages else None
-            effective = rule.response if response is None else response
             if callable(opened):
-                self._judges.append((rule, opened, effective))
+                self._judges.append((rule, opened))
             elif opened is not None:
-                self._watches.append(_Watch(rule.name, opened, effective))
+                self._watches.append(_Watch(rule.name, opened, rule.response))
         self._holdback = holdback
         self._held = ""
         self._read = 0
@@ -131,13 +127,23 @@ class Guard:
         self._redactions: list[_Objection] = []
         self._blocked = False
         # What a judge that enforces has not seen does not leave.
-        self._unjudged = any(response is not Response.REPORT for _, _, response in self._judges)
+        self._unjudged = any(rule.response is not Response.REPORT for rule, _ in self._judges)
         self._whole: list[str] = []
 
     @property
     def idle(self) -> bool:
         """Whether nothing looks at this text, so that it can pass by."""
         return not self._watches and not self._judges and not self._holdback
+
+    @property
+    def held(self) -> int:
+        """Characters that are kept back."""
+        return len(self._held)
+
+    @property
+    def released(self) -> int:
+        """Characters of the text that have left, those that were replaced included."""
+        return self._released
 
     @property
     def judged(self) -> bool:
@@ -168,11 +174,11 @@ class Guard:
         passed = Passed()
         blocks: list[_Objection] = []
         text = "".join(self._whole)
-        answers = await asyncio.gather(*(_ask(rule, judge, text) for rule, judge, _ in self._judges))
-        for (rule, _, response), findings in zip(self._judges, answers, strict=True):
+        answers = await asyncio.gather(*(_ask(judge, text) for _, judge in self._judges))
+        for (rule, _), findings in zip(self._judges, answers, strict=True):
             for finding in findings:
                 sure = finding.score > 0 or rule.fail_closed
-                self._object(_Objection(finding, rule.name), response if sure else Response.REPORT, passed, blocks)
+                self._object(_Objection(finding, rule.name), rule.response if sure else Response.REPORT, passed, blocks)
         self._unjudged = False
         self._release(passed, blocks, final=True)
         self.seconds += time.perf_counter() - begun
@@ -236,7 +242,7 @@ class Guard:
         return Verdict(self._stage, action, objection.rule, finding.category, finding.score, start, end)
 
 
-async def _ask(rule: Rule, judge: Judgement, text: str) -> list[Finding]:
+async def _ask(judge: Judgement, text: str) -> list[Finding]:
     try:
         return await judge(text)
     except ChatmillError as error:

@@ -19,6 +19,7 @@ from inference_svc.moderation.base import (
     ModerationContext,
     Moderator,
     ModeratorEnvironment,
+    Response,
     Scanner,
 )
 
@@ -163,6 +164,7 @@ class PersonalModerator(Moderator):
     """Looks for personal data in both directions."""
 
     Parameters: ClassVar[type[Any]] = PersonalParameters
+    natural: ClassVar[Response] = Response.REDACT
 
     def __init__(self, parameters: PersonalParameters, environment: ModeratorEnvironment) -> None:
         self._parameters = parameters
