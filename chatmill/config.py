@@ -168,14 +168,17 @@ class DatasetSettings:
         host: address to listen on.
         port: port to listen on; 0 takes any free one.
         roots: folders that sources named by path must lie in.
+        creators: how many datasets are made at a time; more wait.
     """
 
     host: str = "127.0.0.1"
     port: int = 50051
     roots: tuple[Path, ...] = (Path(),)
+    creators: int = 2
 
     def __post_init__(self) -> None:
         _check_port(self.port)
+        _check_positive(creators=self.creators)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +189,21 @@ class FactorySettings:
         host: address to listen on.
         port: port to listen on; 0 takes any free one.
         roots: folders that base models named by path must lie in; the shipped ones are always allowed.
+        database: SQLAlchemy URL of the job database; `factory.sqlite` in the home without it.
+        parallel_jobs: trainings that run at the same time; more wait their turn.
+        worker_grace_seconds: how long a training gets to write its checkpoint when it is told to stop.
     """
 
     host: str = "127.0.0.1"
     port: int = 50052
     roots: tuple[Path, ...] = (Path(),)
+    database: str | None = None
+    parallel_jobs: int = 1
+    worker_grace_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         _check_port(self.port)
+        _check_positive(parallel_jobs=self.parallel_jobs, worker_grace_seconds=self.worker_grace_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from chatmill.errors import FailedPrecondition
 from factory_svc.digests import describe_file, text_sha256
 from factory_svc.entry import Artifact, Contract
 
-_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty")
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
 _SERVED = ("*.safetensors", "*.safetensors.index.json", "*.jinja", "*.json", "*.model", "vocab.txt", "merges.txt")
 _NOT_SERVED = ("entry.yaml", "trainer_state.json")
 
@@ -69,12 +69,11 @@ def read_contract(folder: Path) -> Contract:
             reason="NO_CHAT_TEMPLATE",
         )
     config, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-    sampling = {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
     return Contract(
         chat_template_digest=text_sha256(template),
         stop_tokens=_stop_tokens(folder, tokenizer, generation, config),
         max_context=int(config.get("max_position_embeddings") or 0),
-        sampling_defaults=sampling,
+        sampling_defaults=_sampling_defaults(generation),
     )
 
 
@@ -99,6 +98,14 @@ def _tensor_sizes(path: Path) -> int:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
     return sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+
+
+def _sampling_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+    """What the model's author set. Without `do_sample` transformers is greedy, which is temperature 0 here."""
+    if not generation.get("do_sample"):
+        greedy = {"temperature": 0.0}
+        return greedy | {k: v for k, v in generation.items() if k == "repetition_penalty" and v is not None}
+    return {name: generation[name] for name in _SAMPLING if generation.get(name) is not None}
 
 
 def _stop_tokens(

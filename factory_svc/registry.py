@@ -85,6 +85,16 @@ class Snapshot:
         found = [e for e in self.entries.values() if e.model_id == model_id]
         return sorted(found, key=lambda e: -e.version)
 
+    def listed(self, parent: str = "") -> list[Entry]:
+        """All versions sorted by id, newest first; only those of `models/{id}` if `parent` names it.
+
+        Raises:
+            InvalidArgument: `parent` is not `models/{id}`.
+        """
+        if parent:
+            return self.versions(ModelName.parse(parent, field_name="parent").model_id)
+        return sorted(self.entries.values(), key=lambda e: (e.model_id, -e.version))
+
     def find(self, name: str) -> Entry:
         """The version that `name` stands for.
 

@@ -7,6 +7,7 @@ module knows no method and imports no machine-learning library.
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class ParameterDescription:
     Attributes:
         name: the key in a request's parameters.
         type: for people: `int`, `float`, `bool`, `str`, or the choices separated by `|`.
-        default: the value that holds if the request leaves it out, as YAML would write it.
+        default_json: the value that holds if the request leaves it out, as JSON; empty if it is required.
         meaning: what it does, with its unit.
         minimum: least value allowed, or None.
         maximum: greatest value allowed, or None.
@@ -77,7 +78,7 @@ class ParameterDescription:
 
     name: str
     type: str
-    default: str
+    default_json: str
     meaning: str
     minimum: float | None
     maximum: float | None
@@ -118,13 +119,13 @@ def describe(cls: type[Parameters]) -> list[ParameterDescription]:
     described = []
     for spec in dataclasses.fields(cls):
         bounds = cast(Range, spec.metadata.get("range", Range()))
-        default = "" if spec.default in (dataclasses.MISSING, None) else str(spec.default)
+        default = "" if spec.default is dataclasses.MISSING else json.dumps(spec.default)
         least = bounds.minimum if bounds.minimum is not None else bounds.above
         described.append(
             ParameterDescription(
                 name=spec.name,
                 type=_type_name(hints[spec.name]),
-                default=default.lower() if isinstance(spec.default, bool) else default,
+                default_json=default,
                 meaning=str(spec.metadata.get("meaning", "")),
                 minimum=least,
                 maximum=bounds.maximum,
