@@ -143,6 +143,7 @@ def run(plan: Plan, sources: tuple[SourceInfo, ...], input_digest: str, writer: 
         reading = Reading(shown)
         for conversation, reading in _limited(path, shown, plan, count):
             count += 1
+            gatherer.empty_messages += sum(message.empty for message in conversation.messages)
             kept = cleaning(conversation)
             if kept is not None:
                 item = _item(plan.rules, kept, writer, splitter, cleaning.report)
@@ -221,8 +222,8 @@ def _item(
         report.change("ids", "gave another id, because an earlier conversation has the same", conversation.place)
         conversation = replace(conversation, id=unique)
     item = rules.item(conversation)
-    if len(item.messages) > len(conversation.messages):
-        report.change("handover", "added the handover turn that the log ends before", conversation.place)
+    if item.messages != conversation.messages:
+        report.change("handover", "added the call of transfer_to_human that the log lacks", conversation.place)
     return replace(item, split=splitter(conversation))
 
 

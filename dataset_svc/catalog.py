@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
+import base64
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from chatmill import __version__
 from chatmill.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from chatmill.plugins import Registry
-from dataset_svc import build, manifest, paths, statistics, store
+from dataset_svc import build, inputs, manifest, paths, statistics, store
 from dataset_svc.build import Meter, Plan, Progress
-from dataset_svc.dataset import ConversationDataset
-from dataset_svc.manifest import Manifest, SourceInfo
+from dataset_svc.dataset import Context, ConversationDataset, Item
+from dataset_svc.manifest import Manifest
+from dataset_svc.parameters import Parameter, describe
 from dataset_svc.split import MAX_TEST_FRACTION
 from dataset_svc.store import StoredRows
 
 DEFAULT_CLASS = "conversations"
 DEFAULT_TEST_FRACTION = 0.1
+
+DEFAULT_PAGE, MAX_PAGE = 50, 1000
 
 _ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _OPEN_DATASETS = 16
@@ -43,6 +43,7 @@ class CreateRequest:
     split_seed: int = 0
     limit: int = 0
     replace: bool = False
+    force: bool = False
     request_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -55,6 +56,26 @@ class Created:
     unchanged: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which items of a dataset: of a split (empty for all), of some languages (empty for all), from a position on."""
+
+    dataset_id: str
+    split: str = ""
+    languages: tuple[str, ...] = ()
+    start_index: int = 0
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledClass:
+    """A dataset class that a request may name."""
+
+    name: str
+    criteria: str
+    parameters: Sequence[Parameter]
+
+
 class Catalog:
     """The datasets under `<home>/datasets`.
 
@@ -63,16 +84,16 @@ class Catalog:
     Args:
         home: folder of all state.
         roots: folders that sources may lie in.
-        classes: the dataset classes that are installed.
+        installed: the dataset classes that are installed.
 
     Attributes:
         swept: names of the left-overs that were removed or restored at the start.
     """
 
-    def __init__(self, home: Path, roots: Sequence[Path], classes: Registry[type[ConversationDataset]]) -> None:
+    def __init__(self, home: Path, roots: Sequence[Path], installed: Registry[type[ConversationDataset]]) -> None:
         self._folder = home / "datasets"
         self._roots = tuple(roots)
-        self._classes = classes
+        self._installed = installed
         self._busy: set[str] = set()
         self._lock = threading.Lock()
         self._open: OrderedDict[str, StoredRows] = OrderedDict()
@@ -94,16 +115,17 @@ class Catalog:
         with self._alone(plan.dataset_id):
             existing = manifest.read(self._folder / plan.dataset_id)
             if existing and request.request_id and existing.request_id == request.request_id:
-                return Created(_same_request(existing, request, plan), unchanged=True)
+                return Created(inputs.same_request(existing, plan), unchanged=True)
             meter = Meter(report, check)
             sources = build.fingerprint(plan, meter)
-            wanted = _input_digest(plan, sources)
-            if existing and existing.input_digest == wanted:
+            wanted = inputs.digest(plan, sources)
+            if existing and existing.input_digest == wanted and not request.force:
                 return Created(existing, unchanged=True)
-            if existing and not request.replace:
+            difference = inputs.difference(existing, plan, sources) if existing else ""
+            if existing and not request.replace and not (request.force and not difference):
                 raise AlreadyExists(
                     f"the dataset {plan.dataset_id!r} exists and was made from other data or settings "
-                    f"({_difference(existing, plan, sources)}). Choose another id, or ask to replace it.",
+                    f"({difference or 'the code of its class has changed'}). Choose another id, or ask to replace it.",
                     metadata={"dataset": plan.dataset_id},
                 )
             with store.Writer(self._folder, plan.dataset_id) as writer:
@@ -140,7 +162,7 @@ class Catalog:
         """
         rows = self.open(dataset_id)
         try:
-            made = self._classes.get(rows.manifest.dataset_class)
+            made = self._installed.get(rows.manifest.dataset_class)
         except NotFound as error:
             raise FailedPrecondition(
                 f"the dataset {dataset_id!r} was made by a class that is not installed here: {error.message}",
@@ -148,16 +170,65 @@ class Catalog:
             ) from error
         return made(rows, rows.manifest.parameters)
 
-    def list(self) -> Iterator[Manifest]:
-        """All datasets, sorted by id."""
-        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
-            if not folder.name.startswith("."):
-                found = manifest.read(folder)
-                if found is not None:
-                    yield found
+    def item(self, dataset_id: str, which: str | int) -> tuple[int, Item]:
+        """One item by id or by position, with its position. Raises NotFound."""
+        rows = self.open(dataset_id)
+        index = rows.find(which) if isinstance(which, str) else which
+        if index is None or not 0 <= index < len(rows):
+            raise NotFound(
+                f"the dataset {dataset_id!r} has no item {which!r}; its {len(rows)} items are numbered from 0.",
+                metadata={"dataset": dataset_id, "item": str(which)},
+            )
+        return index, rows[index]
 
-    def statistics(self, dataset_id: str, tokenizer: str = "") -> statistics.Statistics:
-        """A dataset in numbers.
+    def select(self, wanted: Selection) -> Iterator[tuple[int, Item]]:
+        """The items that are wanted, in order, each with its position. Raises NotFound, InvalidArgument."""
+        rows = self.open(wanted.dataset_id)
+        if wanted.start_index < 0 or wanted.limit < 0:
+            name = "start_index" if wanted.start_index < 0 else "limit"
+            raise InvalidArgument.field(name, "must not be negative")
+        positions = rows.positions(wanted.split, wanted.languages, wanted.start_index)
+        return ((index, rows[index]) for index in (positions[: wanted.limit] if wanted.limit else positions))
+
+    def context(self, dataset_id: str, item_id: str, turn: int) -> Context:
+        """What the agent had before it at a turn of an item, as the dataset's class says.
+
+        Raises:
+            NotFound: there is no such item. InvalidArgument: it has no such turn.
+            FailedPrecondition: the class is no longer installed.
+        """
+        index, _ = self.item(dataset_id, item_id)
+        return self.dataset(dataset_id)[index].get_context(turn)
+
+    def classes(self) -> Sequence[InstalledClass]:
+        """The installed dataset classes, sorted by name."""
+        return [InstalledClass(name, cls.criteria(), describe(cls.Parameters)) for name, cls in self._installed.items()]
+
+    def page(self, page_size: int = 0, page_token: str = "") -> tuple[Sequence[Manifest], str]:
+        """A page of the datasets, sorted by id, and the token of the next page (empty at the end).
+
+        Args:
+            page_size: at most so many; 0 means 50, above 1000 is taken as 1000.
+            page_token: token that an earlier call gave.
+
+        Raises:
+            InvalidArgument: the size is negative, or the token is none of ours.
+        """
+        if page_size < 0:
+            raise InvalidArgument.field("page_size", f"must not be negative, and is {page_size}")
+        size = min(page_size or DEFAULT_PAGE, MAX_PAGE)
+        after = _read_token(page_token)
+        found: list[Manifest] = []
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            about = manifest.read(folder) if folder.name > after and _ID.fullmatch(folder.name) else None
+            if about is not None:
+                if len(found) == size:
+                    return found, _token(found[-1].id)
+                found.append(about)
+        return found, ""
+
+    def statistics(self, dataset_id: str, tokenizer: str = "") -> tuple[StoredRows, statistics.Statistics]:
+        """A dataset, and the dataset in numbers.
 
         Args:
             tokenizer: path of a `tokenizer.json`, or of a folder that holds one, under the allowed roots; lengths
@@ -167,9 +238,11 @@ class Catalog:
             NotFound: no such dataset or file. InvalidArgument: it is no tokenizer. PermissionDenied: outside the roots.
         """
         rows = self.open(dataset_id)
-        if tokenizer:
-            return statistics.gather(rows, _token_counter(paths.resolve(tokenizer, self._roots, field="tokenizer")))
-        return statistics.from_json((self._folder / dataset_id / store.STATISTICS).read_bytes())
+        stored = statistics.from_json((self._folder / dataset_id / store.STATISTICS).read_bytes())
+        if not tokenizer:
+            return rows, stored
+        count_tokens = _token_counter(paths.resolve(tokenizer, self._roots, field="tokenizer"))
+        return rows, replace(stored, tokens=statistics.gather(rows, count_tokens).tokens)
 
     def delete(self, dataset_id: str, *, allow_missing: bool = False) -> None:
         """Remove a dataset; calls that are reading it go on to their end. Raises NotFound unless `allow_missing`."""
@@ -196,7 +269,7 @@ class Catalog:
             )
         if request.limit < 0:
             raise InvalidArgument.field("limit", f"must be 0 (all) or more, not {request.limit}")
-        rules = self._classes.get(request.dataset_class)(parameters=request.parameters)
+        rules = self._installed.get(request.dataset_class)(parameters=request.parameters)
         fields = ["source", *(f"more_sources[{i}]" for i in range(len(request.sources) - 1))]
         files = tuple(
             (paths.resolve(path, self._roots, field=name), path)
@@ -235,56 +308,20 @@ class Catalog:
             self._open.pop(dataset_id, None)
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
-    return {
-        "dataset_class": plan.dataset_class,
-        "parameters": asdict(plan.rules.parameters),
-        "split_seed": plan.seed,
-        "test_fraction": plan.test_fraction,
-        "limit": plan.limit,
-    }
+def _token(dataset_id: str) -> str:
+    return base64.urlsafe_b64encode(f"datasets>{dataset_id}".encode()).decode().rstrip("=")
 
 
-def _input_digest(plan: Plan, sources: Sequence[SourceInfo]) -> str:
-    """Digest over everything that decides the result, the code of the client's class included."""
-    inputs = {
-        **_settings(plan),
-        "sources": [source.sha256 for source in sources],
-        "code": [__version__, *_class_code(type(plan.rules))],
-    }
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-
-
-def _class_code(cls: type[ConversationDataset]) -> Iterator[str]:
-    for base in cls.__mro__:
-        if issubclass(base, ConversationDataset) and base is not ConversationDataset:
-            try:
-                code = inspect.getsource(base)
-            except (OSError, TypeError):  # made in an interpreter, or shipped without source
-                code = f"{base.__module__}.{base.__qualname__}"
-            yield hashlib.sha256(code.encode()).hexdigest()
-
-
-def _difference(existing: Manifest, plan: Plan, sources: Sequence[SourceInfo]) -> str:
-    if [s.sha256 for s in existing.sources] != [s.sha256 for s in sources]:
-        return f"from {', '.join(s.path for s in existing.sources)}, SHA-256 {existing.sources[0].sha256[:12]}"
-    for key, value in _settings(plan).items():
-        before = getattr(existing, key)
-        if json.dumps(before, sort_keys=True) != json.dumps(value, sort_keys=True):
-            return f"{key} was {before!r}, now {value!r}"
-    return "the code of its class has changed"
-
-
-def _same_request(existing: Manifest, request: CreateRequest, plan: Plan) -> Manifest:
-    then = ([s.path for s in existing.sources], {k: getattr(existing, k) for k in _settings(plan)})
-    now = (list(request.sources), _settings(plan))
-    if json.dumps(then, sort_keys=True) != json.dumps(now, sort_keys=True):
-        raise InvalidArgument.field(
-            "request_id",
-            f"{request.request_id!r} was used before with other settings; a new request needs a new one",
-            reason="REQUEST_ID_REUSED",
-        )
-    return existing
+def _read_token(token: str) -> str:
+    if not token:
+        return ""
+    try:
+        prefix, _, dataset_id = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode().partition(">")
+    except ValueError:
+        prefix, dataset_id = "", ""
+    if prefix != "datasets" or not _ID.fullmatch(dataset_id):
+        raise InvalidArgument.field("page_token", "is not one that ListDatasets gave; begin again without one")
+    return dataset_id
 
 
 def _token_counter(path: Path) -> statistics.CountTokens:

@@ -17,6 +17,7 @@ it is the one place in the service that needs torch, because trainers outside Ch
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -190,6 +191,11 @@ class ConversationDataset(Dataset[Item]):
             self._rules = copy.copy(self)
             self._rules.rows = ()
         return self._rules
+
+    @classmethod
+    def criteria(cls) -> str:
+        """What the class's own docstring says, for people who choose among classes; empty if it has none."""
+        return inspect.cleandoc(cls.__dict__.get("__doc__") or "")
 
     @classmethod
     def reads_own_format(cls) -> bool:

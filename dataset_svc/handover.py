@@ -63,16 +63,24 @@ def reason_of(call: ToolCall) -> str:
 def at_assistant_turn(conversation: Conversation, found: Handover) -> tuple[Conversation, Handover]:
     """The same handover at the turn where the assistant would have spoken.
 
-    A mark on a user's or a tool's message means the assistant's next one. Where the log ends before that, a turn that
-    does nothing but call `transfer_to_human` is added, since this is what should have come.
+    A mark on a user's or a tool's message means the assistant's next one. A mark on what a person wrote means the
+    assistant's turn before it, which then ends with the call; the person's words are not for the model to say. Where
+    there is no such turn, one is added that does nothing but call `transfer_to_human`, since this is what should
+    have come.
     """
-    for index in range(found.index, len(conversation.messages)):
-        if conversation.messages[index].role == "assistant":
-            return conversation, replace(found, index=index)
+    messages = conversation.messages
+    index = next((i for i in range(found.index, len(messages)) if messages[i].role == "assistant"), len(messages))
+    if index < len(messages) and not messages[index].by_person:
+        return conversation, replace(found, index=index)
     call = ToolCall(TRANSFER_TO_HUMAN, {"reason": found.reason})
-    added = Message("assistant", "", (call,))
-    longer = replace(conversation, messages=(*conversation.messages, added))
-    return longer, replace(found, index=len(conversation.messages))
+    before = messages[index - 1] if index else None
+    if before is not None and before.role == "assistant" and not before.by_person and index < len(messages):
+        index -= 1
+        calls = before.tool_calls if before.handover else (*before.tool_calls, call)
+        changed = (*messages[:index], replace(before, tool_calls=calls), *messages[index + 1 :])
+    else:
+        changed = (*messages[:index], Message("assistant", "", (call,)), *messages[index:])
+    return replace(conversation, messages=changed), replace(found, index=index)
 
 
 def _annotated(conversation: Conversation, key: str, value: Any) -> Handover | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -78,6 +79,13 @@ class Manifest:
     create_time: float
     request_id: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def source_sha256(self) -> str:
+        """SHA-256 of the one source; of several, over their SHA-256 one after another."""
+        if len(self.sources) == 1:
+            return self.sources[0].sha256
+        return hashlib.sha256("".join(source.sha256 for source in self.sources).encode()).hexdigest()
 
     def to_json(self) -> str:
         """As the text of `manifest.json`."""

@@ -90,6 +90,7 @@ class Statistics:
         not_alternating: those with at least one such departure inside.
         ending_on_user: those whose last word is the user's.
         splits: by split.
+        empty_messages: messages without text that were taken out before.
     """
 
     items: int
@@ -105,6 +106,7 @@ class Statistics:
     not_alternating: int
     ending_on_user: int
     splits: Mapping[str, int]
+    empty_messages: int = 0
 
     def to_json(self) -> str:
         """As the text of `statistics.json`."""
@@ -152,9 +154,13 @@ class Gatherer:
 
     Args:
         count_tokens: a tokenizer's measure; without it lengths are in characters only.
+
+    Attributes:
+        empty_messages: messages without text that were taken out before, as counted by the caller.
     """
 
     def __init__(self, count_tokens: CountTokens | None = None) -> None:
+        self.empty_messages = 0
         self._characters = _LengthCounter(len, CHARACTER_LIMITS)
         self._tokens = _LengthCounter(count_tokens, TOKEN_LIMITS) if count_tokens else None
         self._turns: Counter[int] = Counter()
@@ -197,6 +203,7 @@ class Gatherer:
             not_alternating=self._not_alternating,
             ending_on_user=self._ending_on_user,
             splits=dict(self._splits),
+            empty_messages=self.empty_messages,
         )
 
     def _roles(self, roles: list[str]) -> None:

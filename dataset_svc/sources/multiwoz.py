@@ -8,7 +8,6 @@ from dataset_svc.conversation import Conversation
 from dataset_svc.sources import shape
 from dataset_svc.sources.record import Record
 
-
 _NOT_DOMAINS = ("message", "topic")
 
 
