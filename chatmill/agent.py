@@ -140,8 +140,8 @@ def _prompt(card: AgentCard, document: Document) -> list[FieldViolation]:
             continue
         if name not in known:
             known_names = ", ".join("{" + key + "}" for key in known)
-            hint = nearest(name, known)
-            found.append(document.problem(at, f"unknown placeholder {{{name}}}{hint} known are {known_names}"))
+            hint = nearest(name, known) or "."
+            found.append(document.problem(at, f"unknown placeholder {{{name}}}{hint} Known: {known_names}."))
         elif spec or conversion:
             found.append(document.problem(at, f"{{{name}}} takes no format"))
     return found

@@ -60,7 +60,7 @@ def _known(recipe: Recipe, key: str, kind: str, name: str, installed: Iterable[s
     names = sorted(installed)
     if name not in names:
         raise NotFound(
-            f"{recipe.where(key)}: unknown {kind} {name!r}{nearest(name, names)}. "
+            f"{recipe.where(key)}: unknown {kind} {name!r}{nearest(name, names) or '.'} "
             f"Installed: {', '.join(names) or 'none'}.",
             reason="UNKNOWN_PLUGIN",
         )

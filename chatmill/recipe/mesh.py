@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from chatmill.config import Config
+from chatmill.config import SERVICES, Config
 from chatmill.dataset.v1 import DatasetAdminServiceStub, DatasetServiceStub
 from chatmill.errors import Unavailable
 from chatmill.eval.v1 import EvalServiceStub
 from chatmill.factory.v1 import FactoryServiceStub, RegistryServiceStub
 from chatmill.inference.v1 import InferenceServiceStub
-from chatmill.runtime.channel import Channel, connect_service
+from chatmill.runtime.channel import connect, connect_service
 
 if TYPE_CHECKING:
     from chatmill.dataset.v1.dataset_service_pb2_grpc import DatasetAdminServiceAsyncStub, DatasetServiceAsyncStub
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FOREVER = math.inf
 """Timeout of calls that last as long as the work does."""
+NOWHERE = "127.0.0.1:1"
+"""Target of channels that nobody calls."""
 PATIENCE = 90.0
 """Seconds to go on trying to reach a service that was there before; a restart with its start-up fits."""
 
@@ -41,32 +43,34 @@ class Mesh:
     inference: InferenceServiceAsyncStub
     evals: EvalServiceAsyncStub
 
-    @classmethod
-    def over(cls, dataset: Channel, factory: Channel, inference: Channel, evals: Channel) -> Mesh:
-        """The stubs over four channels."""
-        return cls(
-            DatasetServiceStub(dataset),
-            DatasetAdminServiceStub(dataset),
-            FactoryServiceStub(factory),
-            RegistryServiceStub(factory),
-            InferenceServiceStub(inference),
-            EvalServiceStub(evals),
-        )
-
 
 @asynccontextmanager
-async def connected(config: Config) -> AsyncIterator[Mesh]:
+async def connected(config: Config, services: Iterable[str] = SERVICES) -> AsyncIterator[Mesh]:
     """The mesh that `config` points to; nothing is dialled before the first call.
+
+    Args:
+        config: says where the services are.
+        services: those that will be called; calls of the others go nowhere.
 
     Raises:
         Unavailable: reason `SERVICE_NOT_FOUND`, if a service is on a port of the system's choice and not running here.
     """
+    wanted = set(services)
     async with AsyncExitStack() as stack:
-        channels = [
-            await stack.enter_async_context(connect_service(name, config))
-            for name in ("dataset", "factory", "inference", "eval")
-        ]
-        yield Mesh.over(*channels)
+        channels = {
+            name: await stack.enter_async_context(
+                connect_service(name, config) if name in wanted else connect(NOWHERE, config)
+            )
+            for name in SERVICES
+        }
+        yield Mesh(
+            DatasetServiceStub(channels["dataset"]),
+            DatasetAdminServiceStub(channels["dataset"]),
+            FactoryServiceStub(channels["factory"]),
+            RegistryServiceStub(channels["factory"]),
+            InferenceServiceStub(channels["inference"]),
+            EvalServiceStub(channels["eval"]),
+        )
 
 
 class Event(Protocol):

@@ -44,7 +44,15 @@ class Clock:
         return result
 
 
-async def run(recipe: Recipe, mesh: Mesh, observer: Observer, home: Path, *, force: bool = False) -> dict[str, Any]:
+async def run(
+    recipe: Recipe,
+    mesh: Mesh,
+    observer: Observer,
+    home: Path,
+    *,
+    force: bool = False,
+    machine: Callable[[], dict[str, Any]] = dict,
+) -> dict[str, Any]:
     """Do what the recipe says and leave scoreboard and report in `home`.
 
     Args:
@@ -53,6 +61,7 @@ async def run(recipe: Recipe, mesh: Mesh, observer: Observer, home: Path, *, for
         observer: who watches.
         home: folder for `scoreboard.json`, `report.html` and `runs/`.
         force: redo the steps whose inputs have not changed as well.
+        machine: asked at the end what is known of the machine; goes into the scoreboard as it is.
 
     Returns:
         the scoreboard; `scoreboard.exit_code` says what it means to a shell.
@@ -105,7 +114,9 @@ async def run(recipe: Recipe, mesh: Mesh, observer: Observer, home: Path, *, for
         "promoted": promoted,
         "steps": clock.steps,
         "seconds": round(time.monotonic() - began, 3),
+        "machine": machine(),
         "report": str(home / REPORT),
+        "scoreboard": str(home / SCOREBOARD),
     }
     scoreboard.write(complete, home / SCOREBOARD)
     stamp = re.sub(r"[^0-9T]", "", started.replace(tzinfo=None).isoformat(timespec="seconds"))

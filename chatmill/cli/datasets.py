@@ -1,0 +1,193 @@
+"""List and show datasets, their statistics and their items.
+
+Without a mesh that runs, the dataset service is started for this command alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from chatmill.cli import settings
+
+if TYPE_CHECKING:
+    from chatmill.dataset.v1 import Dataset, Distribution, Item
+    from chatmill.recipe.mesh import Mesh
+
+SPLITS = {"train": 1, "test": 2}
+"""Split by the name that people type."""
+ROLES = {1: "system", 2: "customer", 3: "agent", 4: "tool"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.set_defaults(action="list", json=False)
+    actions = parser.add_subparsers(metavar="ACTION")
+    listing = actions.add_parser("list", help="all datasets (the default)")
+    listing.set_defaults(action="list")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    for name, text in (("show", "one dataset: source, splits, what was left out"), ("stats", "its statistics")):
+        one = actions.add_parser(name, help=text)
+        one.set_defaults(action=name)
+        one.add_argument("dataset", help="its name")
+        one.add_argument("--json", action="store_true", help="as JSON")
+    items = actions.add_parser("items", help="its conversations")
+    items.set_defaults(action="items")
+    items.add_argument("dataset", help="its name")
+    items.add_argument("--split", choices=sorted(SPLITS), help="only this part")
+    items.add_argument("--language", action="append", default=[], metavar="CODE", help="only this language, e.g. zh")
+    items.add_argument("--start", type=int, default=0, metavar="N", help="begin at this position, from 0")
+    items.add_argument("--limit", type=int, default=3, metavar="N", help="at most so many; 0 means all (default 3)")
+    items.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; returns the exit code."""
+    return settings.run_async(_run(arguments))
+
+
+async def _run(arguments: argparse.Namespace) -> int:
+    from chatmill.cli import console as consoles
+    from chatmill.cli.meshes import found_or_started
+    from chatmill.recipe.mesh import connected
+
+    config = settings.load(arguments)
+    async with (
+        found_or_started(arguments, config, consoles.stderr(), services=("dataset",)) as found,
+        connected(found.config, services=("dataset",)) as mesh,
+    ):
+        action = {"list": _list, "show": _show, "stats": _stats, "items": _items}[arguments.action]
+        await action(arguments, mesh)
+    return 0
+
+
+def _name(text: str) -> str:
+    return text if text.startswith("datasets/") else f"datasets/{text}"
+
+
+async def _list(arguments: argparse.Namespace, mesh: Mesh) -> None:
+    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.dataset.v1 import ListDatasetsRequest
+
+    request, datasets = ListDatasetsRequest(page_size=200), []
+    while True:
+        page = await mesh.datasets.ListDatasets(request)
+        datasets += list(page.datasets)
+        if not page.next_page_token:
+            break
+        request.page_token = page.next_page_token
+    if arguments.json:
+        print_json([_plain(dataset) for dataset in datasets])
+        return
+    made = table("dataset", "class", "train>", "test>", "left out>", "made", "source")
+    for dataset in datasets:
+        train, test = _sizes(dataset)
+        dropped = sum(drop.count for drop in dataset.drops)
+        day = dataset.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M")
+        made.add_row(
+            dataset.name, dataset.dataset_class, f"{train:,}", f"{test:,}", f"{dropped:,}", day, dataset.source
+        )
+    stdout().print(made if datasets else "There are no datasets yet; `chatmill run RECIPE` makes one.")
+
+
+def _sizes(dataset: Dataset) -> tuple[int, int]:
+    sizes = {int(split.split): split.item_count for split in dataset.splits}
+    return sizes.get(SPLITS["train"], 0), sizes.get(SPLITS["test"], 0)
+
+
+async def _show(arguments: argparse.Namespace, mesh: Mesh) -> None:
+    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.dataset.v1 import GetDatasetRequest
+
+    dataset = (await mesh.datasets.GetDataset(GetDatasetRequest(name=_name(arguments.dataset)))).dataset
+    if arguments.json:
+        print_json(_plain(dataset))
+        return
+    train, test = _sizes(dataset)
+    made = table("", "")
+    made.add_row("dataset", dataset.name)
+    made.add_row("class", dataset.dataset_class)
+    made.add_row("source", f"{dataset.source} ({dataset.source_format})")
+    made.add_row("digest", dataset.digest)
+    made.add_row("split", f"{train:,} to train on, {test:,} held back (seed {dataset.split_seed})")
+    for title, counts in (("left out", dataset.drops), ("changed", dataset.changes)):
+        for count in counts:
+            made.add_row(title, f"{count.count:,}: {count.reason} ({count.step})")
+    stdout().print(made)
+
+
+async def _stats(arguments: argparse.Namespace, mesh: Mesh) -> None:
+    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.dataset.v1 import GetStatisticsRequest
+
+    seen = (await mesh.datasets.GetStatistics(GetStatisticsRequest(dataset=_name(arguments.dataset)))).statistics
+    if arguments.json:
+        print_json(_plain(seen))
+        return
+    console = stdout()
+    made = table(f"{seen.item_count:,} conversations", "mean>", "min>", "p50>", "p95>", "max>")
+    for title, distribution in (
+        ("turns", seen.turns),
+        ("characters a customer message", seen.user_characters),
+        ("characters an agent message", seen.assistant_characters),
+        ("characters a conversation", seen.conversation_characters),
+    ):
+        made.add_row(title, *_cells(distribution))
+    console.print(made)
+    facts = table("", "")
+    facts.add_row("languages", ", ".join(f"{v.value or 'unknown'} {v.count:,}" for v in seen.languages))
+    facts.add_row("labels", ", ".join(f"{v.value or 'none'} {v.count:,}" for v in seen.labels))
+    facts.add_row("handovers", f"{seen.handover_count:,}")
+    facts.add_row("not alternating", f"{seen.not_alternating_count:,}")
+    facts.add_row("ending on the customer", f"{seen.ending_on_user_count:,}")
+    facts.add_row("messages without text", f"{seen.empty_message_count:,}")
+    facts.add_row("left out", f"{sum(drop.count for drop in seen.drops):,}")
+    console.print(facts)
+
+
+def _cells(distribution: Distribution) -> list[str]:
+    d = distribution
+    return [f"{d.mean:,.1f}", f"{d.min:,.0f}", f"{d.p50:,.0f}", f"{d.p95:,.0f}", f"{d.max:,.0f}"]
+
+
+async def _items(arguments: argparse.Namespace, mesh: Mesh) -> None:
+    import json
+
+    from chatmill.cli.console import stdout
+    from chatmill.dataset.v1 import StreamItemsRequest
+
+    request = StreamItemsRequest(
+        dataset=_name(arguments.dataset),
+        split=SPLITS.get(arguments.split or "", 0),  # type: ignore[arg-type] # an enum's number is its value
+        languages=arguments.language,
+        start_index=arguments.start,
+        limit=arguments.limit,
+    )
+    console = stdout()
+    async for response in mesh.datasets.StreamItems(request):
+        for item in response.items:
+            if arguments.json:
+                print(json.dumps(_plain(item), ensure_ascii=False))
+            else:
+                for line in _conversation(item):
+                    console.print(line, markup=False)
+
+
+def _conversation(item: Item) -> list[str]:
+    split = next((name for name, number in SPLITS.items() if number == item.split), "?")
+    label = f", label {item.label}" if item.HasField("label") else ""
+    lines = [f"{item.name}  ({split}, {item.language or 'unknown language'}{label})"]
+    if item.facts:
+        lines.append(f"    facts: {' '.join(item.facts)}")
+    for position, message in enumerate(item.messages):
+        here = item.HasField("human_intervention_idx") and item.human_intervention_idx == position
+        mark = f"  <- a person should take over: {item.human_intervention_reason}" if here else ""
+        calls = "".join(f" [{call.name} {call.arguments_json}]" for call in message.tool_calls)
+        lines.append(f"    {ROLES.get(message.role, '?'):<9}{message.content}{calls}{mark}")
+    return [*lines, ""]
+
+
+def _plain(message: Any) -> Any:
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, preserving_proto_field_name=True)

@@ -1,0 +1,121 @@
+"""Which services there are, and what each is told on its command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from chatmill.cli.supervision.process import Part
+from chatmill.config import SERVICES, Config
+from chatmill.errors import FailedPrecondition, NotFound
+from chatmill.plugins import nearest
+
+MODULES = {"dataset": "dataset_svc", "factory": "factory_svc", "inference": "inference_svc", "eval": "eval_svc"}
+BRIDGE = "bridge"
+LOOPBACK = "127.0.0.1"
+
+
+def installed() -> tuple[str, ...]:
+    """The names of the services that can be started, the bridge last."""
+    with_bridge = importlib.util.find_spec(BRIDGE) and importlib.util.find_spec(f"{BRIDGE}.__main__")
+    return (*SERVICES, BRIDGE) if with_bridge else SERVICES
+
+
+def chosen(text: str | None) -> tuple[str, ...]:
+    """The services of `--services a,b`; all that are installed without it.
+
+    Raises:
+        NotFound: one of them isn't there; names the nearest.
+    """
+    known = installed()
+    if not text:
+        return known
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in known:
+            raise NotFound(
+                f"--services: unknown service {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}."
+            )
+    return tuple(name for name in known if name in names)
+
+
+def configured(config: Config, names: Iterable[str]) -> list[Part]:
+    """The services where the configuration puts them; port 0 becomes a free one now, so that the others can be told."""
+    parts = []
+    for name in names:
+        host, port = config.address(name)
+        parts.append(Part(name, MODULES.get(name, name), host, port or free_port(host), grpc=name != BRIDGE))
+    return parts
+
+
+def private(names: Iterable[str]) -> list[Part]:
+    """The services on loopback and free ports, for one command alone."""
+    return [Part(name, MODULES.get(name, name), LOOPBACK, free_port(LOOPBACK), grpc=name != BRIDGE) for name in names]
+
+
+def free_port(host: str) -> int:
+    """A port that nothing listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host.strip("[]"), 0))
+        return int(probe.getsockname()[1])
+
+
+def check_ports(parts: Iterable[Part]) -> None:
+    """Say at once which port is taken, rather than after the others have started.
+
+    Raises:
+        FailedPrecondition: reason `PORT_IN_USE`.
+    """
+    for part in parts:
+        with socket.socket(socket.AF_INET6 if ":" in part.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((part.host.strip("[]"), part.port))
+                probe.listen(1)
+            except OSError as error:
+                raise FailedPrecondition(
+                    f"{part.name} can't listen on {part.host}:{part.port}: {error.strerror}. Stop what is there, or "
+                    f"choose another port with --option {part.name}.port=PORT (0 takes any free one).",
+                    reason="PORT_IN_USE",
+                ) from None
+
+
+def arguments_of(
+    config: Config, arguments: argparse.Namespace, parts: Sequence[Part], roots: Iterable[Path]
+) -> dict[str, list[str]]:
+    """Service name to what it is told: the same file and options as this command, and where all the others are.
+
+    Args:
+        config: the configuration of this command.
+        arguments: this command's.
+        parts: all services that are started.
+        roots: folders that the services may read, besides those of the configuration.
+    """
+    told = ["--config", str(arguments.config)] if arguments.config else []
+    options = dict(option.partition("=")[::2] for option in arguments.option)
+    options["mesh.home"] = str(config.home)
+    for part in parts:
+        options[f"{part.name}.host"] = part.host
+        options[f"{part.name}.port"] = str(part.port)
+    more = tuple(roots)
+    for key, allowed in (
+        ("dataset.roots", config.dataset.roots),
+        ("factory.roots", config.factory.roots),
+        ("eval.suite_roots", config.eval.suite_roots),
+    ):
+        options[key] = ",".join(dict.fromkeys(str(path) for path in (*allowed, *more)))
+    result = {}
+    for position, part in enumerate(parts):
+        if config.mesh.metrics_port:  # one page for each process, on consecutive ports
+            options["mesh.metrics_port"] = str(config.mesh.metrics_port + position)
+        result[part.name] = [*told, *(word for key, value in options.items() for word in ("--set", f"{key}={value}"))]
+    return result
+
+
+def samples_folder() -> Path | None:
+    """Where the made-up client lies, if it is installed."""
+    spec = importlib.util.find_spec("samples")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
