@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from chatmill.cli import settings
+from chatmill.cli.terminal import ask, restored
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,10 +71,10 @@ async def _talk(conversation: Conversation, console: Console) -> int:
     interactive = sys.stdin.isatty()
     if interactive:
         console.print(f"{conversation.model}: {HELP}", style="dim", markup=False)
-    with _interrupts(conversation), _terminal(interactive):
+    with _interrupts(conversation), restored(interactive):
         while True:
             try:
-                said = await _ask("you> " if interactive else "")
+                said = await ask("you> " if interactive else "")
             except (EOFError, asyncio.CancelledError):
                 return 0
             if said.strip() in ("/quit", "/exit"):
@@ -103,45 +103,6 @@ def _interrupts(conversation: Conversation) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def _terminal(interactive: bool) -> Iterator[None]:
-    """Line editing, and the terminal as it was: a prompt that is left by Ctrl-C never puts it back itself."""
-    if not interactive:
-        yield
-        return
-    import readline  # noqa: F401 - gives `input` editing and history
-    import termios
-
-    before = termios.tcgetattr(sys.stdin)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
-
-
-async def _ask(prompt: str) -> str:
-    """A line from the terminal; the thread that waits for it doesn't hold up the end of the process."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[str] = loop.create_future()
-
-    def deliver(set_result: Callable[..., None], value: object) -> None:
-        if not answer.done():
-            set_result(value)
-
-    def read() -> None:
-        try:
-            line = input(prompt)
-        except BaseException as error:  # noqa: BLE001 - belongs to the one who waits
-            delivery = (deliver, answer.set_exception, error)
-        else:
-            delivery = (deliver, answer.set_result, line)
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(*delivery)
-
-    threading.Thread(target=read, daemon=True).start()
-    return await answer
 
 
 class Conversation:
