@@ -1,0 +1,195 @@
+"""The same step as the model's own forward, with a fraction of the operations, for the Llama family.
+
+At a few million parameters a step costs what dispatching its operations costs, and Transformers' decoder layer is
+about 55 of them. Here a layer is about 20: query, key and value in one product, rotation in one multiply-add,
+attention on the store's memory without copies. Weights are the model's own (the fused matrices replace them, so
+memory stays the same), and `loading` compares the two forwards on loading and keeps the model's own where they
+differ.
+
+Not for: sliding windows, dynamic rotary scaling, biases in the MLP. `supports` says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's own name
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inference_svc.engines.rows.forward import Prefill
+from inference_svc.engines.rows.store import RowStore
+
+FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral"})
+"""`config.model_type` of the architectures that share this shape."""
+
+
+def supports(model: PreTrainedModel) -> bool:
+    """Whether `LeanForward` can stand in for this model's forward."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        config.model_type in FAMILIES
+        and kinds == {"full_attention"}
+        and (getattr(config, "sliding_window", None) is None or config.model_type.startswith("qwen"))
+        and rope.get("rope_type", "default") in ("default", "linear", "llama3")
+        and not getattr(config, "mlp_bias", False)
+        and all(type(m) is nn.Linear for m in model.modules() if isinstance(m, nn.Linear))
+    )
+
+
+def _fuse(parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """One weight for several products of the same input; the parts become views of it."""
+    weight = torch.cat([part.weight.data for part in parts])
+    bias = None if parts[0].bias is None else torch.cat([part.bias.data for part in parts])
+    start = 0
+    for part in parts:
+        stop = start + part.out_features
+        part.weight.data = weight[start:stop]
+        if bias is not None:
+            part.bias.data = bias[start:stop]
+        start = stop
+    return weight, bias
+
+
+class _Layer:
+    """The weights of one decoder layer, as the step uses them."""
+
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.norm_in, self.norm_out = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        self.epsilon: float = layer.input_layernorm.variance_epsilon
+        self.qkv, self.qkv_bias = _fuse([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out, self.out_bias = attention.o_proj.weight, attention.o_proj.bias
+        self.gate_up, _ = _fuse([mlp.gate_proj, mlp.up_proj])
+        self.down = mlp.down_proj.weight
+        self.activation = mlp.act_fn
+        self.q_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None
+        self.k_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
+
+
+class LeanForward:
+    """A Llama-shaped decoder over a `RowStore`.
+
+    Args:
+        model: one that `supports` accepts; its linear weights become views of fused ones.
+        store: its states.
+    """
+
+    def __init__(self, model: PreTrainedModel, store: RowStore) -> None:
+        self.store = store
+        self.embed: Tensor = model.model.embed_tokens.weight
+        self.head: Tensor = model.lm_head.weight
+        self.norm: Tensor = model.model.norm.weight
+        self.layers = [_Layer(layer) for layer in model.model.layers]
+        self._rotary = model.model.rotary_emb
+        attention = model.model.layers[0].self_attn
+        self.size: int = attention.head_dim
+        self.kv_heads: int = attention.k_proj.out_features // self.size
+        self.heads: int = attention.q_proj.out_features // self.size
+        self.scale: float = attention.scaling
+        self.inner: int = model.model.layers[0].mlp.gate_proj.out_features
+        self._generation = -1
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Take new views and tables after the store moved."""
+        store = self.store
+        at = torch.arange(store.columns, device=store.device)[None]
+        cos, sin = self._rotary(self.embed[:1], at)
+        half = self.size // 2
+        self._cos = cos[0]
+        # rotate_half(x) * sin equals roll(x, half) * signed: one operation less than Transformers' form.
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        self._row_base = torch.arange(store.rows, device=store.device) * (self.kv_heads * store.columns)
+        self._head_base = torch.arange(self.kv_heads, device=store.device) * store.columns
+        self._columns = torch.arange(store.columns, device=store.device)
+        self._keys = [keys.view(-1, self.size) for keys in store.keys]
+        self._values = [values.view(-1, self.size) for values in store.values]
+        self._generation = store.generation
+
+    def decode(self, tokens: Tensor, positions: Tensor, width: int, adapters: Tensor | None) -> Tensor:
+        """See `Forward.decode`."""
+        store = self.store
+        if self._generation != store.generation:
+            self._refresh()
+        count = tokens.shape[0]
+        kv, size = self.kv_heads, self.size
+        group = self.heads // kv
+        cos, sin = self._cos[positions].view(count, 1, size), self._sin[positions].view(count, 1, size)
+        at = ((self._row_base[:count] + positions)[:, None] + self._head_base).view(-1)
+        hidden_by = self._columns[:width] > positions[:, None]
+        mask = torch.zeros(count, width, dtype=store.dtype, device=store.device)
+        mask = mask.masked_fill_(hidden_by, float("-inf")).view(count, 1, 1, width)
+        x = F.embedding(tokens, self.embed)
+        for number, layer in enumerate(self.layers):
+            q, k, v = self._project(layer, x, cos, sin)
+            self._keys[number].index_copy_(0, at, k.reshape(-1, size))
+            self._values[number].index_copy_(0, at, v.reshape(-1, size))
+            mixed = F.scaled_dot_product_attention(
+                q.reshape(count, kv, group, size),
+                store.keys[number][:count, :, :width],
+                store.values[number][:count, :, :width],
+                attn_mask=mask,
+                scale=self.scale,
+            )
+            x = x + F.linear(mixed.reshape(count, -1), layer.out, layer.out_bias)
+            x = self._feed_forward(layer, x)
+        return self._logits(x)
+
+    def prefill(self, chunk: Prefill) -> Tensor:
+        """See `Forward.prefill`."""
+        store = self.store
+        if self._generation != store.generation:
+            self._refresh()
+        count, length = chunk.tokens.shape
+        kv, size, start = self.kv_heads, self.size, chunk.start
+        width = start + length
+        rows = torch.tensor(chunk.slots, device=store.device)
+        cos = self._cos[start:width].repeat(count, 1).view(-1, 1, size)
+        sin = self._sin[start:width].repeat(count, 1).view(-1, 1, size)
+        at = (self._row_base[rows, None] + self._columns[start:width])[:, :, None] + self._head_base
+        at = at.view(-1)
+        mask = None if start == 0 else self._columns[:width] <= self._columns[start:width, None]
+        x = F.embedding(chunk.tokens.reshape(-1), self.embed)
+        for number, layer in enumerate(self.layers):
+            q, k, v = self._project(layer, x, cos, sin)
+            self._keys[number].index_copy_(0, at, k.reshape(-1, size))
+            self._values[number].index_copy_(0, at, v.reshape(-1, size))
+            q = q.reshape(count, length, self.heads, size).transpose(1, 2)
+            if start == 0:
+                k = k.reshape(count, length, kv, size).transpose(1, 2)
+                v = v.reshape(count, length, kv, size).transpose(1, 2)
+            else:
+                k, v = store.keys[number][rows, :, :width], store.values[number][rows, :, :width]
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=start == 0, scale=self.scale, enable_gqa=kv != self.heads
+            )
+            mixed = mixed.transpose(1, 2).reshape(count * length, -1)
+            x = x + F.linear(mixed, layer.out, layer.out_bias)
+            x = self._feed_forward(layer, x)
+        wanted = torch.arange(count, device=store.device) * length + chunk.last
+        return self._logits(x[wanted])
+
+    def _project(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, of flat hidden states [tokens, hidden]."""
+        heads, kv, size = self.heads, self.kv_heads, self.size
+        normal = F.rms_norm(x, (x.shape[-1],), layer.norm_in, layer.epsilon)
+        qkv = F.linear(normal, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv, size)
+        qk = qkv[:, : heads + kv]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = F.rms_norm(qk[:, :heads], (size,), layer.q_norm, layer.epsilon)
+            k = F.rms_norm(qk[:, heads:], (size,), layer.k_norm, layer.epsilon)
+            qk = torch.cat([q, k], 1)
+        qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
+        return qk[:, :heads], qk[:, heads:], qkv[:, heads + kv :]
+
+    def _feed_forward(self, layer: _Layer, x: Tensor) -> Tensor:
+        normal = F.rms_norm(x, (x.shape[-1],), layer.norm_out, layer.epsilon)
+        gate_up = F.linear(normal, layer.gate_up)
+        return x + F.linear(layer.activation(gate_up[:, : self.inner]) * gate_up[:, self.inner :], layer.down)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return F.linear(F.rms_norm(x, (x.shape[-1],), self.norm, self.layers[0].epsilon), self.head)

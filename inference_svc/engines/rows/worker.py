@@ -1,0 +1,127 @@
+"""The thread that torch runs on, and the two ways across: commands in, events out.
+
+The event loop posts commands, which run between steps; whatever the rows said during a step goes back in one call.
+This module knows no request and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Generic, Protocol, TypeVar
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Work(Protocol):
+    """What the thread keeps doing while there is something to do."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do until the next command."""
+        ...
+
+    def step(self) -> None:
+        """One bounded piece of work."""
+        ...
+
+    def broken(self, error: Exception) -> None:
+        """A step raised what it should have handled: end everything that it held."""
+        ...
+
+
+class Worker(Generic[Item]):
+    """One thread, one piece of work, one event loop that is told.
+
+    Args:
+        name: of the thread.
+        deliver: called on the event loop with all items that a step put out.
+    """
+
+    def __init__(self, name: str, deliver: Callable[[list[Item]], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deliver = deliver
+        self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._out: list[Item] = []
+        self._work: Work | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def put_out(self, item: Item) -> None:
+        """Hand something to the event loop; called by the work, on the thread."""
+        self._out.append(item)
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Run a command on the thread before its next step; from any thread. It must not raise."""
+        self._commands.put(command)
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Run a function on the thread between two steps and wait for what it returns or raises."""
+        future: asyncio.Future[Result] = self._loop.create_future()
+
+        def settle(result: Result | None, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            try:
+                result = function()
+            except Exception as error:
+                self._tell(settle, None, error)
+            else:
+                self._tell(settle, result, None)
+
+        self._commands.put(run)
+        return await future
+
+    def start(self, work: Work) -> None:
+        """Set what the thread works on; called on the thread, through `call`."""
+        self._work = work
+
+    async def stop(self) -> None:
+        """End the thread after its present step and wait for it."""
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._work = None
+
+    def _run(self) -> None:
+        while self._take_commands():
+            work = self._work
+            if work is not None and not work.idle:
+                try:
+                    work.step()
+                except Exception as error:
+                    log.exception("a step of the engine failed; its requests are ended")
+                    work.broken(error)
+            if self._out:
+                batch, self._out = self._out, []
+                self._tell(self._deliver, batch)
+
+    def _take_commands(self) -> bool:
+        """Run what was posted; waits for the first command if there is nothing else to do. False at the end."""
+        wait = (self._work is None or self._work.idle) and not self._out
+        while True:
+            try:
+                command = self._commands.get(block=wait)
+            except Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            wait = False
+
+    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            log.warning("the event loop is gone; %d results of the engine have no reader", len(arguments))
