@@ -133,6 +133,12 @@ class Scenario:
         """True if a model plays the customer; such a scenario informs and never decides."""
         return self.kind == "simulated"
 
+    @property
+    def cluster(self) -> str:
+        """Scenarios of one cluster are not independent: those of one real conversation; any other stands for itself."""
+        conversation = self.source.get("conversation") if self.kind == "replay" else None
+        return f"conversation {conversation}" if conversation else self.id
+
     @cached_property
     def variants(self) -> int:
         """How many wordings there are: the written one and the longest list of variants."""

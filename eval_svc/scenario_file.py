@@ -21,7 +21,7 @@ from eval_svc.scenario import CheckSpec, Gate, Memory, Persona, Scenario, Scope,
 from eval_svc.schema import OUTCOMES, scenario_schema
 from eval_svc.scorers import SCORERS
 from eval_svc.taxonomy import ERROR_CLASSES
-from eval_svc.transcript import Message
+from eval_svc.transcript import Message, Role
 
 SOFT_TYPES = frozenset(("fuzzy", "semantic", "latency"))
 """Types that are soft unless the scenario says otherwise: likeness and speed are hints, not verdicts."""
@@ -230,8 +230,9 @@ class _Builder:
             report(self.document.problem((), "checks nothing; add expect or forbid to a turn, or final.outcome"))
 
 
+_ROLES: dict[str, Role] = {"user": "user", "agent": "assistant", "tool": "tool"}
+
+
 def _messages(entries: Any) -> tuple[Message, ...]:
-    """`{user: ...}` and `{agent: ...}` entries as messages."""
-    return tuple(
-        Message("user" if "user" in e else "assistant", e["user"] if "user" in e else e["agent"]) for e in entries
-    )
+    """`{user: ...}`, `{agent: ...}` and `{tool: ...}` entries as messages."""
+    return tuple(Message(_ROLES[who], said) for entry in entries for who, said in entry.items())

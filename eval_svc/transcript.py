@@ -44,11 +44,13 @@ class Failure:
         kind: whose fault it is follows from it, see `INFRA_KINDS`.
         status: name of the gRPC status code, or `HTTP 503` and the like.
         detail: the message of the other side, shortened.
+        retry_after_s: when the other side asked to be called again, if it did.
     """
 
     kind: FailureKind
     status: str
     detail: str
+    retry_after_s: float | None = None
 
     @property
     def infra(self) -> bool:

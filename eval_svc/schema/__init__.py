@@ -48,7 +48,7 @@ def _list(description: str, items: dict[str, Any], **more: Any) -> dict[str, Any
 
 _SAID = {
     "type": "object",
-    "properties": {"user": {"type": "string"}, "agent": {"type": "string"}},
+    "properties": {"user": {"type": "string"}, "agent": {"type": "string"}, "tool": {"type": "string"}},
     "additionalProperties": False,
     "minProperties": 1,
     "maxProperties": 1,
