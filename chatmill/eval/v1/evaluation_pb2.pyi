@@ -258,6 +258,26 @@ class EvaluationSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PoliciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SCENARIO_SUITE_FIELD_NUMBER: _builtins.int
     REPLAY_SUITE_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
@@ -271,6 +291,10 @@ class EvaluationSpec(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    JUDGE_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    TURN_TIMEOUT_FIELD_NUMBER: _builtins.int
     scenario_suite: _builtins.str
     """`suites/{id}`, as ListSuites shows it, or the path of a folder or file on the service's machine under one of its
     allowed folders.
@@ -311,6 +335,22 @@ class EvaluationSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels, kept with the evaluation."""
 
+    @_builtins.property
+    def policies(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Policies of the agent card, text by id. The judge gets those that a scenario names."""
+
+    @_builtins.property
+    def judge(self) -> Global___JudgeSpec:
+        """Who answers judge criteria; without it they stay unscored."""
+
+    @_builtins.property
+    def customer(self) -> Global___Target:
+        """Who plays simulated customers; scenarios with one stay unplayed without it. They never decide."""
+
+    @_builtins.property
+    def turn_timeout(self) -> _duration_pb2.Duration:
+        """A reply that isn't complete by then counts as timed out, which is the target's error; 60 s when unset."""
+
     def __init__(
         self,
         *,
@@ -327,10 +367,14 @@ class EvaluationSpec(_message.Message):
         max_output_tokens: _builtins.int | None = ...,
         temperature: _builtins.float | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        policies: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        judge: Global___JudgeSpec | None = ...,
+        customer: Global___Target | None = ...,
+        turn_timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "gate", b"gate", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "temperature", b"temperature", "trials", b"trials"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "customer", b"customer", "gate", b"gate", "judge", b"judge", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "temperature", b"temperature", "trials", b"trials", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "gate", b"gate", "labels", b"labels", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "system_prompt", b"system_prompt", "tags", b"tags", "temperature", b"temperature", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "customer", b"customer", "gate", b"gate", "judge", b"judge", "labels", b"labels", "max_output_tokens", b"max_output_tokens", "policies", b"policies", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "system_prompt", b"system_prompt", "tags", b"tags", "temperature", b"temperature", "trials", b"trials", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
     _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
@@ -358,6 +402,38 @@ class EvaluationSpec(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_suite) -> _WhichOneofReturnType_suite | None: ...
 
 Global___EvaluationSpec: _TypeAlias = EvaluationSpec  # noqa: Y015
+
+@_typing.final
+class JudgeSpec(_message.Message):
+    """The model that answers judge criteria."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    GATES_FIELD_NUMBER: _builtins.int
+    ALLOW_SELF_FIELD_NUMBER: _builtins.int
+    gates: _builtins.bool
+    """Let hard criteria decide. Until the judge has been compared with people they count as soft."""
+    allow_self: _builtins.bool
+    """Let a model judge itself, which flatters it."""
+    @_builtins.property
+    def target(self) -> Global___Target:
+        """The model. It must not be one that is judged."""
+
+    def __init__(
+        self,
+        *,
+        target: Global___Target | None = ...,
+        gates: _builtins.bool = ...,
+        allow_self: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_self", b"allow_self", "gates", b"gates", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeSpec: _TypeAlias = JudgeSpec  # noqa: Y015
 
 @_typing.final
 class ReplaySuite(_message.Message):
@@ -600,6 +676,16 @@ class Score(_message.Message):
     PRICE_PER_CONVERSATION_USD_FIELD_NUMBER: _builtins.int
     MEAN_RATIO_FIELD_NUMBER: _builtins.int
     EXACT_RATE_FIELD_NUMBER: _builtins.int
+    TURN_ERROR_RATE_INTERVAL_FIELD_NUMBER: _builtins.int
+    CONVERSATION_ERROR_RATE_INTERVAL_FIELD_NUMBER: _builtins.int
+    CRITICAL_RATE_FIELD_NUMBER: _builtins.int
+    CRITICAL_RATE_BOUND_FIELD_NUMBER: _builtins.int
+    GLITCH_RATE_FIELD_NUMBER: _builtins.int
+    UNSCORED_TRIAL_COUNT_FIELD_NUMBER: _builtins.int
+    PLAYED_COUNT_FIELD_NUMBER: _builtins.int
+    FLAKY_COUNT_FIELD_NUMBER: _builtins.int
+    ROBUSTNESS_FIELD_NUMBER: _builtins.int
+    PRICE_NOTE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The side, by name."""
     scenario_count: _builtins.int
@@ -630,6 +716,22 @@ class Score(_message.Message):
     """Replay suites: mean similarity to the agent's reply, 0 to 100."""
     exact_rate: _builtins.float
     """Replay suites: share of replies that equal the agent's."""
+    critical_rate: _builtins.float
+    """Share of scored trials with a critical error."""
+    critical_rate_bound: _builtins.float
+    """Upper end of its 95% interval; exact where none was seen."""
+    glitch_rate: _builtins.float
+    """Share of scored turns in which a detector found something."""
+    unscored_trial_count: _builtins.int
+    """Trials that nothing could be said about; left out of all rates."""
+    played_count: _builtins.int
+    """Trials played, with those that were lost or not scored."""
+    flaky_count: _builtins.int
+    """Scenarios with mixed verdicts over their trials."""
+    robustness: _builtins.float
+    """Share of other wordings that got the verdict of the written one; unset without variants."""
+    price_note: _builtins.str
+    """Where the price comes from, or why there is none."""
     @_builtins.property
     def pass_rate_interval(self) -> Global___Interval:
         """95% interval of the pass rate, by bootstrap over scenarios."""
@@ -649,6 +751,14 @@ class Score(_message.Message):
     @_builtins.property
     def latency(self) -> Global___LatencyScore:
         """Times."""
+
+    @_builtins.property
+    def turn_error_rate_interval(self) -> Global___Interval:
+        """95% interval of the turn error rate (Wilson)."""
+
+    @_builtins.property
+    def conversation_error_rate_interval(self) -> Global___Interval:
+        """95% interval of the conversation error rate (Wilson)."""
 
     def __init__(
         self,
@@ -673,10 +783,20 @@ class Score(_message.Message):
         price_per_conversation_usd: _builtins.float | None = ...,
         mean_ratio: _builtins.float | None = ...,
         exact_rate: _builtins.float | None = ...,
+        turn_error_rate_interval: Global___Interval | None = ...,
+        conversation_error_rate_interval: Global___Interval | None = ...,
+        critical_rate: _builtins.float = ...,
+        critical_rate_bound: _builtins.float = ...,
+        glitch_rate: _builtins.float = ...,
+        unscored_trial_count: _builtins.int = ...,
+        played_count: _builtins.int = ...,
+        flaky_count: _builtins.int = ...,
+        robustness: _builtins.float | None = ...,
+        price_note: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "exact_rate", b"exact_rate", "handover", b"handover", "latency", b"latency", "mean_ratio", b"mean_ratio", "pass_rate_interval", b"pass_rate_interval", "price_per_conversation_usd", b"price_per_conversation_usd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "_robustness", b"_robustness", "conversation_error_rate_interval", b"conversation_error_rate_interval", "exact_rate", b"exact_rate", "handover", b"handover", "latency", b"latency", "mean_ratio", b"mean_ratio", "pass_rate_interval", b"pass_rate_interval", "price_per_conversation_usd", b"price_per_conversation_usd", "robustness", b"robustness", "turn_error_rate_interval", b"turn_error_rate_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "conversation_error_rate", b"conversation_error_rate", "critical_count", b"critical_count", "errors", b"errors", "exact_rate", b"exact_rate", "handover", b"handover", "infra_count", b"infra_count", "latency", b"latency", "mean_ratio", b"mean_ratio", "mean_score", b"mean_score", "output_tokens", b"output_tokens", "pass_hat_k", b"pass_hat_k", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "price_per_conversation_usd", b"price_per_conversation_usd", "prompt_tokens", b"prompt_tokens", "scenario_count", b"scenario_count", "target", b"target", "trial_count", b"trial_count", "turn_error_rate", b"turn_error_rate", "unscored_count", b"unscored_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "_robustness", b"_robustness", "conversation_error_rate", b"conversation_error_rate", "conversation_error_rate_interval", b"conversation_error_rate_interval", "critical_count", b"critical_count", "critical_rate", b"critical_rate", "critical_rate_bound", b"critical_rate_bound", "errors", b"errors", "exact_rate", b"exact_rate", "flaky_count", b"flaky_count", "glitch_rate", b"glitch_rate", "handover", b"handover", "infra_count", b"infra_count", "latency", b"latency", "mean_ratio", b"mean_ratio", "mean_score", b"mean_score", "output_tokens", b"output_tokens", "pass_hat_k", b"pass_hat_k", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "played_count", b"played_count", "price_note", b"price_note", "price_per_conversation_usd", b"price_per_conversation_usd", "prompt_tokens", b"prompt_tokens", "robustness", b"robustness", "scenario_count", b"scenario_count", "target", b"target", "trial_count", b"trial_count", "turn_error_rate", b"turn_error_rate", "turn_error_rate_interval", b"turn_error_rate_interval", "unscored_count", b"unscored_count", "unscored_trial_count", b"unscored_trial_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exact_rate: _TypeAlias = _typing.Literal["exact_rate"]  # noqa: Y015
     _WhichOneofArgType__exact_rate: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate"]  # noqa: Y015
@@ -684,12 +804,16 @@ class Score(_message.Message):
     _WhichOneofArgType__mean_ratio: _TypeAlias = _typing.Literal["_mean_ratio", b"_mean_ratio"]  # noqa: Y015
     _WhichOneofReturnType__price_per_conversation_usd: _TypeAlias = _typing.Literal["price_per_conversation_usd"]  # noqa: Y015
     _WhichOneofArgType__price_per_conversation_usd: _TypeAlias = _typing.Literal["_price_per_conversation_usd", b"_price_per_conversation_usd"]  # noqa: Y015
+    _WhichOneofReturnType__robustness: _TypeAlias = _typing.Literal["robustness"]  # noqa: Y015
+    _WhichOneofArgType__robustness: _TypeAlias = _typing.Literal["_robustness", b"_robustness"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exact_rate) -> _WhichOneofReturnType__exact_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_ratio) -> _WhichOneofReturnType__mean_ratio | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__price_per_conversation_usd) -> _WhichOneofReturnType__price_per_conversation_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__robustness) -> _WhichOneofReturnType__robustness | None: ...
 
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
@@ -932,6 +1056,8 @@ class Trial(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     TURNS_FIELD_NUMBER: _builtins.int
     INFRA_ERROR_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    SCORED_FIELD_NUMBER: _builtins.int
     scenario: _builtins.str
     """Id of the scenario."""
     trial: _builtins.int
@@ -948,9 +1074,15 @@ class Trial(_message.Message):
     """How it ended: answered, clarified, ticket, handoff or refused."""
     infra_error: _builtins.str
     """A fault that is not the target's; the trial counts nowhere then."""
+    scored: _builtins.bool
+    """False if it could not be scored; then `passed` says nothing."""
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Turn]:
         """The turns."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckResult]:
+        """What was checked over the whole conversation."""
 
     def __init__(
         self,
@@ -964,10 +1096,12 @@ class Trial(_message.Message):
         outcome: _builtins.str = ...,
         turns: _abc.Iterable[Global___Turn] | None = ...,
         infra_error: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckResult] | None = ...,
+        scored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["infra_error", b"infra_error", "outcome", b"outcome", "passed", b"passed", "scenario", b"scenario", "score", b"score", "side", b"side", "trial", b"trial", "turns", b"turns", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checks", b"checks", "infra_error", b"infra_error", "outcome", b"outcome", "passed", b"passed", "scenario", b"scenario", "score", b"score", "scored", b"scored", "side", b"side", "trial", b"trial", "turns", b"turns", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
