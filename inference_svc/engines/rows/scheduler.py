@@ -64,7 +64,7 @@ class Scheduler:
         fail: Callable[[Row, ChatmillError], None],
         limits: Limits,
     ) -> None:
-        self._forward, self._store, self._cache, self._table = forward, store, cache, table
+        self.forward, self._store, self._cache, self._table = forward, store, cache, table
         self._emit, self._fail, self._limits = emit, fail, limits
         self.waiting: deque[Row] = deque()
         self._slots: list[Row | None] = []
@@ -258,7 +258,7 @@ class Scheduler:
             last=torch.tensor([len(piece) - 1 for piece in pieces], device=device),
             adapters=self._adapters(rows),
         )
-        logits = self._forward.prefill(chunk)
+        logits = self.forward.prefill(chunk)
         ready = []
         for index, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
             row.filled = start + len(piece)
@@ -284,7 +284,7 @@ class Scheduler:
         positions = [row.filled if row is not None else 0 for row in slots]
         width = 1 + max(row.filled for row in slots if row is not None and row.output)
         device = self._store.device
-        logits = self._forward.decode(
+        logits = self.forward.decode(
             torch.tensor(tokens, device=device), torch.tensor(positions, device=device), width, self._adapters(slots)
         )
         rows = [row if row is not None and row.output else None for row in slots]
