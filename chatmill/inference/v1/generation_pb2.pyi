@@ -582,7 +582,9 @@ class Streaming(_message.Message):
     delta_mode: Global___DeltaMode.ValueType
     """Increments, or all the text so far."""
     flush_tokens: _builtins.int
-    """Send when so many tokens have gathered; 1 when unset."""
+    """Send when so many tokens have gathered, or `flush_interval` has passed; the server's choice when both are unset, which
+    is the first token at once and then what has gathered every few hundredths of a second.
+    """
     want_token_ids: _builtins.bool
     """Put token ids into Delta events."""
     @_builtins.property
@@ -1070,12 +1072,15 @@ class Finished(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     SERVED_BY_FIELD_NUMBER: _builtins.int
+    MALFORMED_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     finish_reason: Global___FinishReason.ValueType
     """Why it ended."""
     matched_stop: _builtins.str
     """The stop sequence that matched, if that ended it."""
     seed: _builtins.int
     """Seed that was used; with it the same text comes again."""
+    malformed_tool_calls: _builtins.int
+    """Tool calls that the model wrote wrongly; they were left in the text."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens."""
@@ -1097,10 +1102,11 @@ class Finished(_message.Message):
         timing: Global___Timing | None = ...,
         seed: _builtins.int = ...,
         served_by: Global___ServedBy | None = ...,
+        malformed_tool_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_matched_stop", b"_matched_stop", "matched_stop", b"matched_stop", "served_by", b"served_by", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_stop", b"_matched_stop", "finish_reason", b"finish_reason", "matched_stop", b"matched_stop", "seed", b"seed", "served_by", b"served_by", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_matched_stop", b"_matched_stop", "finish_reason", b"finish_reason", "malformed_tool_calls", b"malformed_tool_calls", "matched_stop", b"matched_stop", "seed", b"seed", "served_by", b"served_by", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__matched_stop: _TypeAlias = _typing.Literal["matched_stop"]  # noqa: Y015
     _WhichOneofArgType__matched_stop: _TypeAlias = _typing.Literal["_matched_stop", b"_matched_stop"]  # noqa: Y015
@@ -1153,6 +1159,9 @@ class Timing(_message.Message):
     FIRST_TOKEN_US_FIELD_NUMBER: _builtins.int
     DECODE_US_FIELD_NUMBER: _builtins.int
     TOTAL_US_FIELD_NUMBER: _builtins.int
+    MODERATION_US_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_MEAN_US_FIELD_NUMBER: _builtins.int
+    INTER_TOKEN_MAX_US_FIELD_NUMBER: _builtins.int
     queue_us: _builtins.int
     """Waiting for a place."""
     prefill_us: _builtins.int
@@ -1163,6 +1172,12 @@ class Timing(_message.Message):
     """From the first token to the last."""
     total_us: _builtins.int
     """From arrival to the end."""
+    moderation_us: _builtins.int
+    """Spent by moderators, a part of the times above."""
+    inter_token_mean_us: _builtins.int
+    """Mean time between two tokens; 0 with fewer than two."""
+    inter_token_max_us: _builtins.int
+    """Longest time between two tokens; 0 with fewer than two."""
     def __init__(
         self,
         *,
@@ -1171,10 +1186,13 @@ class Timing(_message.Message):
         first_token_us: _builtins.int = ...,
         decode_us: _builtins.int = ...,
         total_us: _builtins.int = ...,
+        moderation_us: _builtins.int = ...,
+        inter_token_mean_us: _builtins.int = ...,
+        inter_token_max_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_us", b"decode_us", "first_token_us", b"first_token_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "total_us", b"total_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_us", b"decode_us", "first_token_us", b"first_token_us", "inter_token_max_us", b"inter_token_max_us", "inter_token_mean_us", b"inter_token_mean_us", "moderation_us", b"moderation_us", "prefill_us", b"prefill_us", "queue_us", b"queue_us", "total_us", b"total_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1194,7 +1212,7 @@ class ServedBy(_message.Message):
     REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
     FALLBACK_REASON_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Resource name of the version."""
+    """Resource name of the version; `canned` for a fixed answer from the configuration."""
     revision: _builtins.str
     """Its revision digest."""
     engine: _builtins.str

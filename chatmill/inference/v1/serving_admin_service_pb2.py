@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1chatmill/inference/v1/serving_admin_service.proto\x12\x15\x63hatmill.inference.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"&\n\x10LoadModelRequest\x12\x12\n\x05model\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x11LoadModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"(\n\x12UnloadModelRequest\x12\x12\n\x05model\x18\x01 \x01(\tB\x03\xe0\x41\x02\"\x15\n\x13UnloadModelResponse\"K\n\x0c\x44rainRequest\x12+\n\x08max_wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"\"\n\rDrainResponse\x12\x11\n\tremaining\x18\x01 \x01(\x05\"\x10\n\x0eGetLoadRequest\"\xcc\x01\n\x0fGetLoadResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x03\x12\x13\n\x0bmax_waiting\x18\x04 \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x16\n\x0e\x63\x61\x63he_hit_rate\x18\x06 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x03\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0f\n\x07refused\x18\t \x01(\x03\x32\x89\x03\n\x13ServingAdminService\x12^\n\tLoadModel\x12\'.chatmill.inference.v1.LoadModelRequest\x1a(.chatmill.inference.v1.LoadModelResponse\x12\x64\n\x0bUnloadModel\x12).chatmill.inference.v1.UnloadModelRequest\x1a*.chatmill.inference.v1.UnloadModelResponse\x12R\n\x05\x44rain\x12#.chatmill.inference.v1.DrainRequest\x1a$.chatmill.inference.v1.DrainResponse\x12X\n\x07GetLoad\x12%.chatmill.inference.v1.GetLoadRequest\x1a&.chatmill.inference.v1.GetLoadResponseB6\n\x18\x61i.chatmill.inference.v1B\x18ServingAdminServiceProtoP\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n1chatmill/inference/v1/serving_admin_service.proto\x12\x15\x63hatmill.inference.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"&\n\x10LoadModelRequest\x12\x12\n\x05model\x18\x01 \x01(\tB\x03\xe0\x41\x02\"8\n\x11LoadModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x03\"(\n\x12UnloadModelRequest\x12\x12\n\x05model\x18\x01 \x01(\tB\x03\xe0\x41\x02\"\x15\n\x13UnloadModelResponse\"K\n\x0c\x44rainRequest\x12+\n\x08max_wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"\"\n\rDrainResponse\x12\x11\n\tremaining\x18\x01 \x01(\x05\"\x10\n\x0eGetLoadRequest\"\xcc\x01\n\x0fGetLoadResponse\x12\x0f\n\x07running\x18\x01 \x01(\x05\x12\x0f\n\x07waiting\x18\x02 \x01(\x05\x12\x16\n\x0ewaiting_tokens\x18\x03 \x01(\x03\x12\x13\n\x0bmax_waiting\x18\x04 \x01(\x05\x12\x19\n\x11tokens_per_second\x18\x05 \x01(\x01\x12\x16\n\x0e\x63\x61\x63he_hit_rate\x18\x06 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x03\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0f\n\x07refused\x18\t \x01(\x03\"D\n\tOverrides\x12\x17\n\x0f\x62locked_phrases\x18\x01 \x03(\t\x12\x1e\n\x16\x66orced_fallback_models\x18\x02 \x03(\t\"\x15\n\x13GetOverridesRequest\"K\n\x14GetOverridesResponse\x12\x33\n\toverrides\x18\x01 \x01(\x0b\x32 .chatmill.inference.v1.Overrides\"R\n\x16UpdateOverridesRequest\x12\x38\n\toverrides\x18\x01 \x01(\x0b\x32 .chatmill.inference.v1.OverridesB\x03\xe0\x41\x02\"N\n\x17UpdateOverridesResponse\x12\x33\n\toverrides\x18\x01 \x01(\x0b\x32 .chatmill.inference.v1.Overrides2\xe4\x04\n\x13ServingAdminService\x12^\n\tLoadModel\x12\'.chatmill.inference.v1.LoadModelRequest\x1a(.chatmill.inference.v1.LoadModelResponse\x12\x64\n\x0bUnloadModel\x12).chatmill.inference.v1.UnloadModelRequest\x1a*.chatmill.inference.v1.UnloadModelResponse\x12R\n\x05\x44rain\x12#.chatmill.inference.v1.DrainRequest\x1a$.chatmill.inference.v1.DrainResponse\x12X\n\x07GetLoad\x12%.chatmill.inference.v1.GetLoadRequest\x1a&.chatmill.inference.v1.GetLoadResponse\x12g\n\x0cGetOverrides\x12*.chatmill.inference.v1.GetOverridesRequest\x1a+.chatmill.inference.v1.GetOverridesResponse\x12p\n\x0fUpdateOverrides\x12-.chatmill.inference.v1.UpdateOverridesRequest\x1a..chatmill.inference.v1.UpdateOverridesResponseB6\n\x18\x61i.chatmill.inference.v1B\x18ServingAdminServiceProtoP\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELREQUEST'].fields_by_name['model']._serialized_options = b'\340A\002'
   _globals['_UNLOADMODELREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_UNLOADMODELREQUEST'].fields_by_name['model']._serialized_options = b'\340A\002'
+  _globals['_UPDATEOVERRIDESREQUEST'].fields_by_name['overrides']._loaded_options = None
+  _globals['_UPDATEOVERRIDESREQUEST'].fields_by_name['overrides']._serialized_options = b'\340A\002'
   _globals['_LOADMODELREQUEST']._serialized_start=141
   _globals['_LOADMODELREQUEST']._serialized_end=179
   _globals['_LOADMODELRESPONSE']._serialized_start=181
@@ -54,6 +56,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLOADREQUEST']._serialized_end=433
   _globals['_GETLOADRESPONSE']._serialized_start=436
   _globals['_GETLOADRESPONSE']._serialized_end=640
-  _globals['_SERVINGADMINSERVICE']._serialized_start=643
-  _globals['_SERVINGADMINSERVICE']._serialized_end=1036
+  _globals['_OVERRIDES']._serialized_start=642
+  _globals['_OVERRIDES']._serialized_end=710
+  _globals['_GETOVERRIDESREQUEST']._serialized_start=712
+  _globals['_GETOVERRIDESREQUEST']._serialized_end=733
+  _globals['_GETOVERRIDESRESPONSE']._serialized_start=735
+  _globals['_GETOVERRIDESRESPONSE']._serialized_end=810
+  _globals['_UPDATEOVERRIDESREQUEST']._serialized_start=812
+  _globals['_UPDATEOVERRIDESREQUEST']._serialized_end=894
+  _globals['_UPDATEOVERRIDESRESPONSE']._serialized_start=896
+  _globals['_UPDATEOVERRIDESRESPONSE']._serialized_end=974
+  _globals['_SERVINGADMINSERVICE']._serialized_start=977
+  _globals['_SERVINGADMINSERVICE']._serialized_end=1589
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,11 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -224,3 +226,122 @@ class GetLoadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLoadResponse: _TypeAlias = GetLoadResponse  # noqa: Y015
+
+@_typing.final
+class Overrides(_message.Message):
+    """What an operator has changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKED_PHRASES_FIELD_NUMBER: _builtins.int
+    FORCED_FALLBACK_MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocked_phrases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Phrases that may not be said; a reply is treated as the configuration of the moderator `words` says."""
+
+    @_builtins.property
+    def forced_fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models (`models/{id}` or a version) that don't answer themselves: their fallback chain does."""
+
+    def __init__(
+        self,
+        *,
+        blocked_phrases: _abc.Iterable[_builtins.str] | None = ...,
+        forced_fallback_models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_phrases", b"blocked_phrases", "forced_fallback_models", b"forced_fallback_models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Overrides: _TypeAlias = Overrides  # noqa: Y015
+
+@_typing.final
+class GetOverridesRequest(_message.Message):
+    """No parameters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOverridesRequest: _TypeAlias = GetOverridesRequest  # noqa: Y015
+
+@_typing.final
+class GetOverridesResponse(_message.Message):
+    """What holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def overrides(self) -> Global___Overrides:
+        """The changes."""
+
+    def __init__(
+        self,
+        *,
+        overrides: Global___Overrides | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOverridesResponse: _TypeAlias = GetOverridesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateOverridesRequest(_message.Message):
+    """What shall hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def overrides(self) -> Global___Overrides:
+        """All changes; what is not in it is taken back."""
+
+    def __init__(
+        self,
+        *,
+        overrides: Global___Overrides | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateOverridesRequest: _TypeAlias = UpdateOverridesRequest  # noqa: Y015
+
+@_typing.final
+class UpdateOverridesResponse(_message.Message):
+    """What holds now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def overrides(self) -> Global___Overrides:
+        """The changes."""
+
+    def __init__(
+        self,
+        *,
+        overrides: Global___Overrides | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateOverridesResponse: _TypeAlias = UpdateOverridesResponse  # noqa: Y015

@@ -55,6 +55,16 @@ class ServingAdminServiceStub(object):
                 request_serializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
+        self.GetOverrides = channel.unary_unary(
+                '/chatmill.inference.v1.ServingAdminService/GetOverrides',
+                request_serializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetOverridesRequest.SerializeToString,
+                response_deserializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetOverridesResponse.FromString,
+                _registered_method=True)
+        self.UpdateOverrides = channel.unary_unary(
+                '/chatmill.inference.v1.ServingAdminService/UpdateOverrides',
+                request_serializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.UpdateOverridesRequest.SerializeToString,
+                response_deserializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.UpdateOverridesResponse.FromString,
+                _registered_method=True)
 
 
 class ServingAdminServiceServicer(object):
@@ -91,6 +101,21 @@ class ServingAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOverrides(self, request, context):
+        """What an operator has changed while the service runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateOverrides(self, request, context):
+        """Replaces what an operator has changed. It holds at once, for replies that are being streamed too, survives a restart, and
+        reaches replicas that share the home folder within seconds. INVALID_ARGUMENT: a phrase can't be matched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServingAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +138,16 @@ def add_ServingAdminServiceServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetLoadRequest.FromString,
                     response_serializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetLoadResponse.SerializeToString,
+            ),
+            'GetOverrides': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOverrides,
+                    request_deserializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetOverridesRequest.FromString,
+                    response_serializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetOverridesResponse.SerializeToString,
+            ),
+            'UpdateOverrides': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateOverrides,
+                    request_deserializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.UpdateOverridesRequest.FromString,
+                    response_serializer=chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.UpdateOverridesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +259,60 @@ class ServingAdminService(object):
             '/chatmill.inference.v1.ServingAdminService/GetLoad',
             chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetLoadRequest.SerializeToString,
             chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOverrides(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatmill.inference.v1.ServingAdminService/GetOverrides',
+            chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetOverridesRequest.SerializeToString,
+            chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.GetOverridesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateOverrides(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatmill.inference.v1.ServingAdminService/UpdateOverrides',
+            chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.UpdateOverridesRequest.SerializeToString,
+            chatmill_dot_inference_dot_v1_dot_serving__admin__service__pb2.UpdateOverridesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,12 @@ class ServingAdminServiceStub:
     """
     GetLoad: _grpc.UnaryUnaryMultiCallable[_serving_admin_service_pb2.GetLoadRequest, _serving_admin_service_pb2.GetLoadResponse]
     """How busy the service is, for routing and scaling."""
+    GetOverrides: _grpc.UnaryUnaryMultiCallable[_serving_admin_service_pb2.GetOverridesRequest, _serving_admin_service_pb2.GetOverridesResponse]
+    """What an operator has changed while the service runs."""
+    UpdateOverrides: _grpc.UnaryUnaryMultiCallable[_serving_admin_service_pb2.UpdateOverridesRequest, _serving_admin_service_pb2.UpdateOverridesResponse]
+    """Replaces what an operator has changed. It holds at once, for replies that are being streamed too, survives a restart, and
+    reaches replicas that share the home folder within seconds. INVALID_ARGUMENT: a phrase can't be matched.
+    """
 
 @_typing.type_check_only
 class ServingAdminServiceAsyncStub(ServingAdminServiceStub):
@@ -63,6 +69,12 @@ class ServingAdminServiceAsyncStub(ServingAdminServiceStub):
     """
     GetLoad: _aio.UnaryUnaryMultiCallable[_serving_admin_service_pb2.GetLoadRequest, _serving_admin_service_pb2.GetLoadResponse]  # type: ignore[assignment]
     """How busy the service is, for routing and scaling."""
+    GetOverrides: _aio.UnaryUnaryMultiCallable[_serving_admin_service_pb2.GetOverridesRequest, _serving_admin_service_pb2.GetOverridesResponse]  # type: ignore[assignment]
+    """What an operator has changed while the service runs."""
+    UpdateOverrides: _aio.UnaryUnaryMultiCallable[_serving_admin_service_pb2.UpdateOverridesRequest, _serving_admin_service_pb2.UpdateOverridesResponse]  # type: ignore[assignment]
+    """Replaces what an operator has changed. It holds at once, for replies that are being streamed too, survives a restart, and
+    reaches replicas that share the home folder within seconds. INVALID_ARGUMENT: a phrase can't be matched.
+    """
 
 class ServingAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs the serving. A service of its own, so that a mesh can authorise it by method path."""
@@ -102,5 +114,23 @@ class ServingAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_serving_admin_service_pb2.GetLoadResponse, _abc.Awaitable[_serving_admin_service_pb2.GetLoadResponse]]:
         """How busy the service is, for routing and scaling."""
+
+    @_abc_1.abstractmethod
+    def GetOverrides(
+        self,
+        request: _serving_admin_service_pb2.GetOverridesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_admin_service_pb2.GetOverridesResponse, _abc.Awaitable[_serving_admin_service_pb2.GetOverridesResponse]]:
+        """What an operator has changed while the service runs."""
+
+    @_abc_1.abstractmethod
+    def UpdateOverrides(
+        self,
+        request: _serving_admin_service_pb2.UpdateOverridesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_serving_admin_service_pb2.UpdateOverridesResponse, _abc.Awaitable[_serving_admin_service_pb2.UpdateOverridesResponse]]:
+        """Replaces what an operator has changed. It holds at once, for replies that are being streamed too, survives a restart, and
+        reaches replicas that share the home folder within seconds. INVALID_ARGUMENT: a phrase can't be matched.
+        """
 
 def add_ServingAdminServiceServicer_to_server(servicer: ServingAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
