@@ -93,13 +93,14 @@ class Meter:
         self._report = report
         self._check = check
         self._next = 0.0
+        self._phase = ""
 
-    def __call__(self, progress: Progress, *, always: bool = False) -> None:
+    def __call__(self, progress: Progress) -> None:
         """Progress as of now."""
         self._check()
         now = time.monotonic()
-        if always or now >= self._next:
-            self._next = now + _PROGRESS_SECONDS
+        if progress.phase != self._phase or now >= self._next:
+            self._next, self._phase = now + _PROGRESS_SECONDS, progress.phase
             self._report(progress)
 
 
@@ -147,14 +148,14 @@ def run(plan: Plan, sources: tuple[SourceInfo, ...], input_digest: str, writer: 
             kept = cleaning(conversation)
             if kept is not None:
                 item = _item(plan.rules, kept, writer, splitter, cleaning.report)
-                writer.add(item)
                 gatherer.add(item)
+                _store(writer, item)
             meter(Progress("reading", done + reading.bytes_read, total, count, writer.rows))
         done += info.bytes
         read.append(replace(info, format=reading.shape, conversations=reading.conversations))
     if not writer.rows:
         raise _nothing_left(sources, cleaning.report)
-    meter(Progress("writing", total, total, count, writer.rows), always=True)
+    meter(Progress("writing", total, total, count, writer.rows))
     draft = Manifest(
         id=plan.dataset_id,
         dataset_class=plan.dataset_class,
@@ -225,6 +226,14 @@ def _item(
     if item.messages != conversation.messages:
         report.change("handover", "added the call of transfer_to_human that the log lacks", conversation.place)
     return replace(item, split=splitter(conversation))
+
+
+def _store(writer: Writer, item: Item) -> None:
+    try:
+        writer.add(item)
+    except (RecursionError, TypeError, ValueError) as error:
+        place = item.conversation.place
+        raise bad_source(place, f"can't be stored ({error})", "Mend this record", kind="BAD_CONVERSATION") from error
 
 
 def _nothing_left(sources: tuple[SourceInfo, ...], report: Report) -> InvalidArgument:

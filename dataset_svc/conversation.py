@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dataset_svc import strict_json
 from dataset_svc.text import letters
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -85,7 +86,7 @@ def split_tool_calls(content: str) -> tuple[str, tuple[ToolCall, ...]]:
 
     def take(found: re.Match[str]) -> str:
         try:
-            call = json.loads(found.group(1))
+            call = strict_json.loads(found.group(1))
         except ValueError:
             return found.group(0)
         name, arguments = call.get("name"), call.get("arguments", {})

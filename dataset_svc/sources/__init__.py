@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataset_svc import strict_json
 from dataset_svc.conversation import Conversation
 from dataset_svc.sources import json_document, jsonl
 from dataset_svc.sources.files import SourceFile
 from dataset_svc.sources.multiwoz import MultiWOZ
 from dataset_svc.sources.neutral import Neutral
 from dataset_svc.sources.openai_messages import OpenAIMessages
-from dataset_svc.sources.record import Place, Record, bad_source
+from dataset_svc.sources.record import MAX_RECORD_BYTES, Place, Record, bad_source
 from dataset_svc.sources.shape import Shape
 from dataset_svc.sources.sharegpt import ShareGPT
 
@@ -97,13 +98,12 @@ def _records(file: SourceFile, is_conversation: Callable[[Any], bool]) -> Iterat
 
 def _is_document(file: SourceFile, is_conversation: Callable[[Any], bool]) -> bool:
     """True for one JSON document, False for JSON Lines; told by the first line that is not blank."""
-    block = next((b for b in file.blocks() if b.strip()), "")
-    start = block.lstrip()
+    start, line_number = _beginning(file)
     if not start:
         raise bad_source(file.shown, "is empty but for white space", "Export it again", kind="EMPTY")
     if start[0] not in "[{":
         raise bad_source(
-            Place(file.shown, 1 + block[: len(block) - len(start)].count("\n")),
+            Place(file.shown, line_number),
             f"is not JSON (it begins with {start[:20]!r})",
             "Save the conversations as JSON, or as JSONL with one conversation per line",
             kind="NOT_JSON",
@@ -112,13 +112,29 @@ def _is_document(file: SourceFile, is_conversation: Callable[[Any], bool]) -> bo
         return True
     line, newline, rest = start.partition("\n")
     try:
-        first = json.loads(line)
+        first = strict_json.loads(line)
     except json.JSONDecodeError as error:
         # A line that ends too soon is the first of an indented document, or is longer than the block.
         return jsonl.incomplete(error, line) and not (newline and rest.lstrip().startswith("{"))
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     return not rest.strip() and not is_conversation(first)
+
+
+def _beginning(file: SourceFile) -> tuple[str, int]:
+    """The text from its first visible character on, and the number of that line.
+
+    If it begins like an object, it goes at least to the end of the line, because that tells lines from a document.
+    """
+    text, line = "", 1
+    for block in file.blocks():
+        text += block
+        if not text.strip():
+            line, text = line + text.count("\n"), ""
+        elif text.lstrip()[0] != "{" or "\n" in text.lstrip() or len(text) > MAX_RECORD_BYTES:
+            break
+    start = text.lstrip()
+    return start, line + text[: len(text) - len(start)].count("\n")
 
 
 def _not_a_conversation(record: Record) -> Exception:

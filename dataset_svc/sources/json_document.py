@@ -11,8 +11,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dataset_svc import strict_json
 from dataset_svc.sources.files import SourceFile
-from dataset_svc.sources.jsonl import has_surrogate, incomplete, kind_of, no_constant, not_json
+from dataset_svc.sources.jsonl import incomplete, kind_of, not_json
 from dataset_svc.sources.record import MAX_RECORD_BYTES, Place, Record, bad_source
 from dataset_svc.text import scrub
 
@@ -28,7 +29,7 @@ class _Scanner:
         self._text = ""
         self._at = 0
         self._line = 1
-        self._decoder = json.JSONDecoder(parse_constant=no_constant)
+        self._decoder = strict_json.decoder()
         self.last_size = 0
         """Characters of the value taken last."""
 
@@ -83,7 +84,7 @@ class _Scanner:
                 break
         taken, self._at = self._text[self._at : end], end
         self.last_size = len(taken)
-        return scrub(value) if has_surrogate(taken) else value
+        return scrub(value) if strict_json.may_have_surrogate(taken) else value
 
     def _more(self) -> bool:
         block = next(self._blocks, None)

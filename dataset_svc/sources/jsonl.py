@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from chatmill.errors import InvalidArgument
+from dataset_svc import strict_json
 from dataset_svc.sources.files import SourceFile
 from dataset_svc.sources.record import Place, Record, bad_source
-from dataset_svc.text import scrub
 
 
 def read(file: SourceFile) -> Iterator[Record]:
@@ -43,12 +43,11 @@ def decode(text: str, place: Place, *, cut_off_possible: bool) -> Any:
         InvalidArgument: it is not JSON; says at which column and why.
     """
     try:
-        value = json.loads(text, parse_constant=no_constant)
+        return strict_json.loads(text)
     except json.JSONDecodeError as error:
         raise not_json(place, error, cut_off=cut_off_possible and incomplete(error, text)) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise bad_source(place, f"is not usable JSON ({error})", "Mend this record", kind="NOT_JSON") from None
-    return scrub(value) if has_surrogate(text) else value
 
 
 def incomplete(error: json.JSONDecodeError, text: str) -> bool:
@@ -56,11 +55,6 @@ def incomplete(error: json.JSONDecodeError, text: str) -> bool:
     return error.pos >= len(text.rstrip()) or error.msg.startswith(
         ("Unterminated string", "Invalid \\escape", "Invalid \\u")
     )
-
-
-def has_surrogate(text: str) -> bool:
-    """True if `text` may hold an escaped half of a character (cheap test that errs towards True)."""
-    return "\\ud" in text or "\\uD" in text
 
 
 def not_json(place: Place, error: json.JSONDecodeError, *, cut_off: bool) -> InvalidArgument:
@@ -93,8 +87,3 @@ def kind_of(value: Any) -> str:
         dict: "an object",
     }
     return names[type(value)]
-
-
-def no_constant(name: str) -> NoReturn:
-    """Refuses `NaN` and `Infinity`, which Python reads and no other JSON reader does."""
-    raise ValueError(f"{name} is not a JSON value")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from dataset_svc import strict_json
 from dataset_svc.conversation import Conversation, ToolCall, role_of
 from dataset_svc.sources import shape
 from dataset_svc.sources.record import Record
@@ -77,8 +77,8 @@ def _call(record: Record, number: int, call: Any, names: dict[str, str]) -> Tool
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
+            arguments = strict_json.loads(arguments or "{}")
+        except ValueError:
             arguments = None
     if not isinstance(arguments, dict):
         raise shape.bad_message(

@@ -24,7 +24,7 @@ from dataset_svc.conversation import (
     split_tool_calls,
 )
 from dataset_svc.sources.record import Record, bad_source
-from dataset_svc.text import slug
+from dataset_svc.text import clean, slug
 
 DROPPED_PARTS = "dropped_parts"
 """Annotation that counts what a message held besides text (pictures, sound) and Chatmill can't train on."""
@@ -48,7 +48,7 @@ def identity(record: Record) -> tuple[str, str]:
     given = next(
         (record.data[k] for k in ("id", "conversation_id", "session_id", "dialogue_id") if record.data.get(k)), ""
     )
-    source_id = str(given or record.key or "")
+    source_id = clean(str(given or record.key or ""))
     file = PurePath(record.place.file).name.split(".")[0]
     return slug(source_id or f"{file}-{record.place.line}"), source_id
 
