@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FOREVER = math.inf
 """Timeout of calls that last as long as the work does."""
+FIRST_DELAY = 0.25
+"""Seconds before the first attempt to reach a service that was lost; doubles up to 5 s."""
 NOWHERE = "127.0.0.1:1"
 """Target of channels that nobody calls."""
 PATIENCE = 90.0
@@ -119,12 +121,12 @@ class Followed(Generic[E]):
         """
         now = asyncio.get_running_loop().time
         away_since: float | None = None
-        delay = 0.25
+        delay = FIRST_DELAY
         while True:
             began = now()
             try:
                 async for event in self._stream():
-                    away_since, delay = None, 0.25
+                    away_since, delay = None, FIRST_DELAY
                     yield event
                     if event.HasField("finished"):
                         return

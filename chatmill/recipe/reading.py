@@ -165,8 +165,10 @@ def _merge(into: Layer, over: Layer) -> None:
         for at in [*inside, *_rivals(location, into)]:
             del into.values[at]
             into.origins.pop(at, None)
-        for length in range(1, len(location)):
-            into.values.pop(location[:length], None)  # an empty mapping that now gets a key
+        for parent in (location[:length] for length in range(1, len(location))):
+            if parent in into.values:  # an empty mapping, or a text, that now gets a key
+                del into.values[parent]
+                into.origins[parent] = over.origins[location]
         if value is not REMOVED:
             into.values[location] = value
             into.origins[location] = over.origins[location]
