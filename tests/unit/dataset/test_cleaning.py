@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,8 @@ from dataset_svc import text
 from dataset_svc.cleaning import Cleaning, Report
 from dataset_svc.cleaning import over_long as bounds
 from dataset_svc.conversation import TRANSFER_TO_HUMAN, Conversation, Message, Role, ToolCall
+
+from .conftest import Make
 
 
 def talk(*said: tuple[Role, str], **more: Any) -> Conversation:

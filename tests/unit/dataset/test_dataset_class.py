@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch.utils.data
-from conftest import Make
 
 from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound
 from dataset_svc import language
@@ -21,6 +20,8 @@ from dataset_svc.conversation import TRANSFER_TO_HUMAN, Conversation
 from dataset_svc.dataset import ConversationDataset, Item
 from dataset_svc.facts import from_context
 from dataset_svc.parameters import describe
+
+from .conftest import Make
 
 
 def log(path: Path, *rows: Mapping[str, Any]) -> Path:

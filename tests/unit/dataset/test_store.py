@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +22,8 @@ from dataset_svc.conversation import Conversation, Message, ToolCall
 from dataset_svc.dataset import Item
 from dataset_svc.facts import Fact
 from dataset_svc.handover import Handover
+
+from .conftest import Make
 
 
 def log(path: Path, count: int, *, language: str = "en", start: int = 0) -> Path:
