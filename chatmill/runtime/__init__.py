@@ -5,7 +5,11 @@ It knows no service and no model; services hand it their servicers, and it never
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeAlias
+
+# the C core tells of every lost connection on standard error, beside our own lines; must be set before grpc starts
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import grpc.aio
 

@@ -43,7 +43,8 @@ class Origin:
 
 
 CORE_ERROR = "Internal error from Core"
-_STATUS_WAIT_SECONDS = 1.0
+_STATUS_POLL_SECONDS = 0.005
+_STATUS_POLLS = 200
 
 
 class _Wrapped(grpc.aio.Call):
@@ -145,20 +146,33 @@ class _Requests(_Wrapped):
         super().__init__(call, origin)
         self._outbox = outbox
         self._status: asyncio.Future[grpc.aio.AioRpcError] = asyncio.get_running_loop().create_future()
+        self._late: asyncio.Future[None] | None = None
         call.add_done_callback(self._note_status)
 
     def _note_status(self, call: Any) -> None:
-        """Keep the first status that is the server's; gRPC calls this for each one it sets."""
+        """Keep the first status that is the server's; gRPC calls this for the first one that it sets itself."""
+        if not self._take_status(call):
+            self._late = asyncio.ensure_future(self._late_status(call))
+
+    def _take_status(self, call: Any) -> bool:
         details = _at_once(call.details())
-        if details != CORE_ERROR and not self._status.done():
-            code, trailing = _at_once(call.code()), _at_once(call.trailing_metadata())
-            self._status.set_result(grpc.aio.AioRpcError(code, None, trailing, details))
+        if details == CORE_ERROR:
+            return False
+        code, trailing = _at_once(call.code()), _at_once(call.trailing_metadata())
+        self._status.set_result(grpc.aio.AioRpcError(code, None, trailing, details))
+        return True
+
+    async def _late_status(self, call: Any) -> None:
+        """The server's status replaces gRPC's own without a word to anyone, so there is nothing to wait on but time."""
+        for _ in range(_STATUS_POLLS):
+            await asyncio.sleep(_STATUS_POLL_SECONDS)
+            if self._take_status(call):
+                return
+        self._status.set_result(grpc.aio.AioRpcError(_at_once(call.code()), None, None, CORE_ERROR))
 
     async def _mapped(self, error: grpc.aio.AioRpcError) -> ChatmillError:
         if error.details() == CORE_ERROR:
-            await asyncio.wait((self._status,), timeout=_STATUS_WAIT_SECONDS)
-            if self._status.done():
-                error = self._status.result()
+            error = await self._status
         return self._origin.mapped(error)
 
     async def write(self, request: Any) -> None:

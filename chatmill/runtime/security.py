@@ -20,7 +20,7 @@ import grpc
 from chatmill.config import Security
 from chatmill.errors import FailedPrecondition, InvalidArgument, Unauthenticated
 from chatmill.runtime.interceptor import Call
-from chatmill.runtime.middleware import HEALTH
+from chatmill.runtime.middleware import HEALTH, PRINCIPAL
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +217,7 @@ def authenticate(security: Security) -> Callable[[Call], AbstractAsyncContextMan
                     reason="INVALID_TOKEN" if token else "TOKEN_MISSING",
                 )
             call.principal = name
+        PRINCIPAL.set(call.principal)
         yield
 
     return middleware

@@ -38,6 +38,9 @@ from chatmill.runtime.interceptor import MeshInterceptor
 
 log = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 0.1
+"""Time for connections to be told to go (GOAWAY) before they are cut."""
+
 UNWIND_SECONDS = 5.0
 """How long cancelled handlers may take for their `finally` before the service is closed all the same."""
 
@@ -116,7 +119,7 @@ class Running:
         if not await self._idle_within(self.mesh.grace_seconds if grace is None else grace):
             log.warning("calls did not end in time and are cancelled", extra={"fields": {"calls": self.gate.active}})
         # health watches and reflection are all that may be left after the grace, and they have no end of their own
-        await self.server.stop(0)
+        await self.server.stop(FAREWELL_SECONDS)
         # gRPC returns before the handlers that it cancelled have unwound, and `close` must find nothing under way
         if not await self._idle_within(UNWIND_SECONDS):
             log.error("calls ignore that they were cancelled", extra={"fields": {"calls": self.gate.active}})
