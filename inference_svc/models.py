@@ -78,6 +78,11 @@ class Resident:
             await self._idle.wait()
 
     @property
+    def max_rows(self) -> int:
+        """Requests that the engine runs at once."""
+        return max(1, self.engine.load().max_rows)
+
+    @property
     def memory_bytes(self) -> int:
         """Weights and adapters."""
         return self.info.memory_bytes + self.engine.load().adapter_bytes
@@ -123,6 +128,7 @@ class ModelStore:
 
     Attributes:
         catalog: what the registry says.
+        known: set once the registry was heard of.
     """
 
     def __init__(
@@ -135,6 +141,7 @@ class ModelStore:
         max_adapters: int = 64,
     ) -> None:
         self.catalog = Catalog()
+        self.known = asyncio.Event()
         self._artifacts = artifacts
         self._make_engine = make_engine
         self._quantization = quantization
@@ -153,7 +160,9 @@ class ModelStore:
 
     def apply(self, change: CatalogChange) -> None:
         """Take in one change; adapters that are gone or replaced leave memory once nobody uses them."""
-        for entry in self.catalog.apply(change):
+        gone = self.catalog.apply(change)
+        self.known.set()
+        for entry in gone:
             key = AdapterKey(entry.name, entry.revision)
             for resident in self._residents.values():
                 if key in resident.adapters:
@@ -170,6 +179,11 @@ class ModelStore:
         except FailedPrecondition:
             return None
         return self._present(weights, AdapterKey(adapter.name, adapter.revision) if adapter else None)
+
+    def adapter_of(self, entry: ModelEntry) -> AdapterKey | None:
+        """The adapter that `entry` needs, or None."""
+        _, adapter = self.catalog.weights(entry)
+        return AdapterKey(adapter.name, adapter.revision) if adapter else None
 
     async def acquire(self, name: str) -> Lease:
         """Resolve a name, load what it needs, and keep it in memory until the lease is released.

@@ -1,0 +1,1 @@
+"""An access point anywhere that speaks the OpenAI protocol, as an engine."""
