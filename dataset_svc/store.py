@@ -239,12 +239,16 @@ class StoredRows(Sequence[Item]):
         return None
 
     def positions(self, split: str = "", languages: Sequence[str] = (), start: int = 0) -> list[int]:
-        """Positions of the items of a split (empty for all) and of some languages (empty for all), from `start` on."""
+        """Positions of the items of a split (empty for all) and of some languages (empty for all), from `start` on.
+
+        A language takes its regional forms along: `en` means `en-GB` too.
+        """
         wanted = np.ones(len(self), dtype=bool)
         if split:
             wanted &= self._index["split"] == SPLITS.index(split)
         if languages:
-            known = [self.manifest.languages.index(code) for code in languages if code in self.manifest.languages]
+            tags = [code.lower() for code in languages]
+            known = [n for n, code in enumerate(self.manifest.languages) if _is_one_of(code.lower(), tags)]
             wanted &= np.isin(self._index["language"], known)
         wanted[:start] = False
         return [int(position) for position in np.flatnonzero(wanted)]
@@ -351,6 +355,10 @@ def _locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _is_one_of(code: str, tags: Sequence[str]) -> bool:
+    return any(code == tag or code.startswith(f"{tag}-") for tag in tags)
 
 
 def _id_hash(item_id: str) -> int:
