@@ -7,8 +7,8 @@ by `CHATMILL_SECTION__NAME` (two underscores for each dot; lists are separated b
 `~` is the home folder. Secrets are never values, only paths of files that hold them. Unknown keys are errors that name
 the nearest valid one.
 
-The manual of every option is the `Attributes:` section of its class below; `manual()` prints it with environment
-variables and defaults, and `chatmill config check` prints what holds here and now.
+The manual of every option is the `Attributes:` section of its class, here and in `chatmill.mesh_settings`; `manual()`
+prints it with environment variables and defaults, and `chatmill config check` prints what holds here and now.
 
 This module knows no gRPC and no service; how layers are merged is in `chatmill.settings`.
 """
@@ -19,9 +19,28 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from chatmill import settings
+from chatmill.mesh_settings import Keepalive, Mesh, Peers, Security, check_port, check_positive
+
+__all__ = [
+    "SERVICES",
+    "BridgeSettings",
+    "Config",
+    "DatasetSettings",
+    "EvalSettings",
+    "FactorySettings",
+    "InferenceSettings",
+    "Keepalive",
+    "Mesh",
+    "Peers",
+    "Security",
+    "describe",
+    "env_name",
+    "load",
+    "manual",
+]
 
 FILE_NAME = "chatmill.yaml"
 PREFIX = "CHATMILL_"
@@ -32,132 +51,6 @@ OTHERS = ("CHATMILL_CONFIG",)
 
 SERVICES = ("dataset", "factory", "inference", "eval")
 """The gRPC services of the mesh, by section name."""
-
-
-def _check_port(port: int) -> None:
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be between 0 (any free one) and 65535, not {port}")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise ValueError(f"{name} must be greater than 0, not {value}")
-
-
-@dataclass(frozen=True, slots=True)
-class Security:
-    """Who may talk to the mesh, and how it proves who it is. Needed as soon as a service listens beyond loopback.
-
-    Attributes:
-        cert_file: PEM certificate chain of the services; with `key_file` it turns TLS on. Read again when it changes.
-        key_file: PEM private key of `cert_file`.
-        ca_file: PEM roots that clients trust, and that clients' certificates are checked against under `mtls`.
-        mtls: whether a client must show a certificate signed by `ca_file`; its common name is the caller's name.
-        token_file: accepted API tokens, one `name:token` per line, `#` for comments. Read again when it changes.
-        client_token_file: the one token that our own clients send (services among each other, CLI, bridge).
-        client_cert_file: PEM certificate that our own clients show under `mtls`; without it `cert_file` is shown.
-        client_key_file: PEM private key of `client_cert_file`.
-        server_name: name that clients expect in the services' certificate, if it differs from the host they dial.
-    """
-
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    ca_file: Path | None = None
-    mtls: bool = False
-    token_file: Path | None = None
-    client_token_file: Path | None = None
-    client_cert_file: Path | None = None
-    client_key_file: Path | None = None
-    server_name: str | None = None
-
-    def __post_init__(self) -> None:
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file belong together; set both or neither")
-        if (self.client_cert_file is None) != (self.client_key_file is None):
-            raise ValueError("client_cert_file and client_key_file belong together; set both or neither")
-        if self.mtls and (self.cert_file is None or self.ca_file is None):
-            raise ValueError("mtls needs cert_file, key_file and ca_file")
-
-
-@dataclass(frozen=True, slots=True)
-class Keepalive:
-    """How quickly a connection whose other end is gone without a word is noticed.
-
-    Attributes:
-        ping_seconds: a side that hears nothing for so long sends a ping.
-        timeout_seconds: a ping that is not answered within this closes the connection, and its calls end UNAVAILABLE.
-        min_ping_seconds: a server drops clients that ping more often than this (GOAWAY too_many_pings).
-    """
-
-    ping_seconds: float = 30.0
-    timeout_seconds: float = 10.0
-    min_ping_seconds: float = 10.0
-
-    def __post_init__(self) -> None:
-        _check_positive(ping_seconds=self.ping_seconds, timeout_seconds=self.timeout_seconds)
-        if self.min_ping_seconds > self.ping_seconds:
-            raise ValueError("min_ping_seconds must not exceed ping_seconds, or our own clients are dropped")
-
-
-@dataclass(frozen=True, slots=True)
-class Peers:
-    """Where the services are, when they are not on the host and port of their own section.
-
-    Attributes:
-        dataset: `host:port` of the dataset service; without it `dataset.host` and `dataset.port` hold.
-        factory: `host:port` of the factory.
-        inference: `host:port` of the inference service.
-        eval: `host:port` of the evaluation service.
-    """
-
-    dataset: str | None = None
-    factory: str | None = None
-    inference: str | None = None
-    eval: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Mesh:
-    """What all services share.
-
-    Attributes:
-        home: folder of all state: datasets, artifacts, registry.yaml, SQLite files, logs, run files.
-        log_level: lowest level that is logged.
-        log_format: `console` for people, `json` for one object per line.
-        metrics_port: port of a Prometheus page at http://host:port/metrics; off without it. 0 takes a free one.
-        reflection: whether servers describe themselves; `auto` only on loopback.
-        max_message_bytes: largest message that is sent or taken, in bytes, on both sides.
-        unary_timeout_seconds: deadline of a unary call for which the caller gives none; 0 for none.
-        stream_timeout_seconds: the same for calls that stream; 0 for none.
-        drain_seconds: how long a stopping service still takes calls after its health went off.
-        grace_seconds: how long running calls may finish after that.
-        security: TLS and tokens.
-        keepalive: pings.
-        peers: targets of services on other hosts.
-    """
-
-    home: Path = Path("chatmill-home")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["console", "json"] = "console"
-    metrics_port: int | None = None
-    reflection: Literal["auto", "on", "off"] = "auto"
-    max_message_bytes: int = 4 * 1024 * 1024
-    unary_timeout_seconds: float = 60.0
-    stream_timeout_seconds: float = 86_400.0
-    drain_seconds: float = 0.2
-    grace_seconds: float = 10.0
-    security: Security = field(default_factory=Security)
-    keepalive: Keepalive = field(default_factory=Keepalive)
-    peers: Peers = field(default_factory=Peers)
-
-    def __post_init__(self) -> None:
-        _check_port(self.metrics_port or 0)
-        if self.max_message_bytes < 64 * 1024:
-            raise ValueError("max_message_bytes must be at least 65536, or ordinary answers no longer fit")
-        for name in ("unary_timeout_seconds", "stream_timeout_seconds", "drain_seconds", "grace_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +70,8 @@ class DatasetSettings:
     creators: int = 2
 
     def __post_init__(self) -> None:
-        _check_port(self.port)
-        _check_positive(creators=self.creators)
+        check_port(self.port)
+        check_positive(creators=self.creators)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +95,8 @@ class FactorySettings:
     worker_grace_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        _check_port(self.port)
-        _check_positive(parallel_jobs=self.parallel_jobs, worker_grace_seconds=self.worker_grace_seconds)
+        check_port(self.port)
+        check_positive(parallel_jobs=self.parallel_jobs, worker_grace_seconds=self.worker_grace_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +112,28 @@ class InferenceSettings:
             without it.
         max_queue: most requests that wait for a place; more are refused with RESOURCE_EXHAUSTED.
         max_queue_seconds: longest that a request waits for a place.
+        max_queue_tokens: most prompt tokens, as estimated, that wait for a place.
+        requests_per_minute: of one caller; 0 for any number.
+        tokens_per_minute: prompt and output tokens of one caller; 0 for any number.
+        rate_storage: where rates are counted: `async+memory://`, or `async+redis://host:6379` for several replicas.
+        max_rows: requests that one engine runs at once.
+        max_adapters: adapters that one engine holds at once; the least recently used idle one goes first.
+        context_length: most tokens of prompt and output together; 0 takes the model's own.
+        prefix_cache_tokens: prompt positions that an engine keeps for prompts with the same beginning; 0 for none.
+        device: `cpu`, `cuda`, or `auto`.
+        threads: CPU threads for arithmetic; 0 takes one per core.
+        flush_interval_ms: longest that generated text gathers before it is sent, where a request does not say.
+        roots: folders besides the home folder that model files may lie in; the shipped ones are always allowed.
+        preload: models that are loaded at the start, before the service says that it is ready.
+        moderators: what looks at input and output, a list of mappings: name, response (`report`, `redact`, `block`),
+            stages (`input`, `output`), fail_closed, parameters.
+        client_may_relax_moderation: whether a request may ask for reports only, or for no moderation.
+        blocked_reply: text that is sent where moderation blocked; empty for none.
+        fallbacks: who answers when a model can't, a list of mappings: model (`*` for all), models, canned,
+            first_word_seconds, by_default.
+        breaker_failures: failures in a row after which a model is left alone for `breaker_seconds`.
+        breaker_seconds: see `breaker_failures`.
+        remote_key_file: file with the API key for remote models, if their access points want one.
     """
 
     host: str = "127.0.0.1"
@@ -228,10 +143,47 @@ class InferenceSettings:
     memory_budget_mib: int | None = None
     max_queue: int = 256
     max_queue_seconds: float = 30.0
+    max_queue_tokens: int = 1_000_000
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    rate_storage: str = "async+memory://"
+    max_rows: int = 64
+    max_adapters: int = 64
+    context_length: int = 0
+    prefix_cache_tokens: int = 65_536
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    flush_interval_ms: float = 30.0
+    roots: tuple[Path, ...] = ()
+    preload: tuple[str, ...] = ()
+    moderators: tuple[dict[str, Any], ...] = (
+        {"name": "words", "response": "block"},
+        {"name": "personal", "response": "report"},
+        {"name": "leak", "response": "report"},
+    )
+    client_may_relax_moderation: bool = True
+    blocked_reply: str = ""
+    fallbacks: tuple[dict[str, Any], ...] = ()
+    breaker_failures: int = 5
+    breaker_seconds: float = 10.0
+    remote_key_file: Path | None = None
 
     def __post_init__(self) -> None:
-        _check_port(self.port)
-        _check_positive(max_queue=self.max_queue, max_queue_seconds=self.max_queue_seconds)
+        check_port(self.port)
+        check_positive(
+            max_queue=self.max_queue,
+            max_queue_seconds=self.max_queue_seconds,
+            max_queue_tokens=self.max_queue_tokens,
+            max_rows=self.max_rows,
+            max_adapters=self.max_adapters,
+            breaker_failures=self.breaker_failures,
+            breaker_seconds=self.breaker_seconds,
+        )
+        for name in ("requests_per_minute", "tokens_per_minute", "flush_interval_ms", "threads", "context_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative")
+        if not self.rate_storage.startswith("async+"):
+            raise ValueError("rate_storage must begin with async+, for example async+redis://127.0.0.1:6379")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +203,8 @@ class EvalSettings:
     suite_roots: tuple[Path, ...] = (Path(),)
 
     def __post_init__(self) -> None:
-        _check_port(self.port)
-        _check_positive(concurrency=self.concurrency)
+        check_port(self.port)
+        check_positive(concurrency=self.concurrency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +220,7 @@ class BridgeSettings:
     port: int = 8080
 
     def __post_init__(self) -> None:
-        _check_port(self.port)
+        check_port(self.port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +274,7 @@ def load(
     flags = {SHORT_KEYS.get(key, key): value for key, value in (overrides or {}).items()}
     layers = [settings.Layer(flags, dict.fromkeys(flags, "flag"), Path.cwd(), textual=True), environment]
     if chosen is not None:
-        layers.append(settings.file_layer(chosen))
+        layers.append(settings.file_layer(Config, chosen))
     origins: dict[str, str] = {}
     provenance = settings.Provenance(chosen, origins, ignored)
     config, found = settings.resolve(Config, layers, extra={"provenance": provenance})

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from chatmill.errors import FieldViolation, InvalidArgument
+from chatmill import located_yaml
+from chatmill.errors import FieldViolation, InvalidArgument, NotFound
 from chatmill.plugins import nearest, parse_parameters
 
 C = TypeVar("C")
@@ -103,42 +104,39 @@ def attribute_docs(cls: type[Any]) -> dict[str, str]:
     return found
 
 
-def file_layer(path: Path) -> Layer:
-    """The layer of one YAML file.
+def file_layer(cls: type[Any], path: Path) -> Layer:
+    """The layer of one YAML file, for the dataclass tree `cls`.
 
     Raises:
         InvalidArgument: reason `INVALID_CONFIG`: unreadable, not YAML, not a mapping, or a key given twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = located_yaml.read(path)
+    except (NotFound, InvalidArgument) as error:
+        raise _invalid(error.message) from error
     except OSError as error:
         raise _invalid(f"{path}: can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _invalid(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    if root is not None and not (isinstance(root, yaml.ScalarNode) and root.value == ""):
-        if not isinstance(root, yaml.MappingNode):
-            raise _invalid(f"{path}:{root.start_mark.line + 1}: must be a mapping of sections, for example `factory:`")
-        _flatten(root, "", path, values, origins)
-    return Layer(values, origins, path.absolute().parent)
+    if not isinstance(document.data, dict | None):
+        raise _invalid(f"{path}:{document.line(())}: must be a mapping of sections, for example `factory:`")
+    leaves = {option.key for option in options(cls)}
+    values = dict(_flattened(document.data or {}, (), leaves))
+    return Layer(
+        {".".join(location): value for location, value in values.items()},
+        {".".join(location): f"{path}:{document.line(location)}" for location in values},
+        path.absolute().parent,
+    )
 
 
-def _flatten(node: yaml.MappingNode, prefix: str, path: Path, values: dict[str, Any], origins: dict[str, str]) -> None:
-    for key_node, value_node in node.value:
-        key, origin = f"{prefix}{key_node.value}", f"{path}:{key_node.start_mark.line + 1}"
-        if key in origins:
-            raise _invalid(f"{origin}: {key} is given twice; it stands already at {origins[key]}")
-        origins[key] = origin
-        if isinstance(value_node, yaml.MappingNode) and value_node.value:
-            _flatten(value_node, f"{key}.", path, values, origins)
+def _flattened(
+    data: Mapping[str, Any], parents: tuple[str, ...], leaves: Collection[str]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Locations and values of what is not a section; a leaf may be a mapping itself."""
+    for key, value in data.items():
+        location = (*parents, key)
+        if isinstance(value, dict) and value and ".".join(location) not in leaves:
+            yield from _flattened(value, location, leaves)
         else:
-            loader = yaml.SafeLoader("")
-            try:
-                values[key] = loader.construct_document(value_node)
-            except yaml.YAMLError as error:
-                raise _invalid(f"{origin}: {key} can't be read: {' '.join(str(error).split())}") from error
+            yield location, value
 
 
 def environment_layer(
@@ -197,7 +195,7 @@ def resolve(cls: type[C], layers: list[Layer], *, extra: Mapping[str, Any] | Non
     origins: dict[str, str] = {}
     for layer in reversed(layers):
         for key, value in layer.values.items():
-            if value is None and any(name.startswith(f"{key}.") for name in known):
+            if value in (None, {}) and any(name.startswith(f"{key}.") for name in known):
                 continue  # an empty section in the file: `factory:` with nothing under it
             origins[key] = layer.origins[key]
             merged[key] = (

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from typing import Any, TypeAlias
 
-# the C core tells of every lost connection on standard error, beside our own lines; must be set before grpc starts
+# before grpc starts: its C core tells of every lost connection on standard error, beside our own lines, and warns there
+# whenever a program is started while it runs, although we only ever start programs anew and never fork
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 import grpc.aio
 
