@@ -25,6 +25,7 @@ from chatmill.errors import (
 )
 from inference_svc.engines.base import ENGINES, AdapterSpec, BaseInfo, BaseSpec, EngineLoad, Generation
 from inference_svc.engines.rows import loading
+from inference_svc.engines.rows.adapters import read_adapter
 from inference_svc.engines.rows.detokenize import StopFinder, TextTable
 from inference_svc.engines.rows.parameters import RowsParameters, check_request
 from inference_svc.engines.rows.prefix_cache import PrefixCache
@@ -51,6 +52,7 @@ class _Adapter:
     users: int = 0
     leaving: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @ENGINES.register("rows")
@@ -71,6 +73,7 @@ class RowsEngine:
         self._adapter_of: dict[str, _Adapter] = {}
         self._adapters: dict[AdapterKey, _Adapter] = {}
         self._identities = 0
+        self._loading = asyncio.Lock()
         self._draining = False
         self._nothing_left = asyncio.Event()
 
@@ -157,11 +160,29 @@ class RowsEngine:
 
     async def load_adapter(self, spec: AdapterSpec) -> None:
         """See `Engine.load_adapter`."""
-        raise FailedPrecondition("adapters: not yet", reason="ADAPTER_KIND")
+        worker, scheduler, _ = self._ready()
+        while (present := self._adapters.get(spec.key)) is not None and present.leaving:
+            await present.gone.wait()
+        async with self._loading:
+            if spec.key in self._adapters:
+                return
+            bank = scheduler.bank
+            lora = await asyncio.to_thread(read_adapter, spec.path, bank.shapes, bank.device)
+            index = await worker.call(lambda: bank.put(lora))
+            self._identities += 1
+            self._adapters[spec.key] = _Adapter(index, self._identities)
 
     async def unload_adapter(self, key: AdapterKey) -> None:
         """See `Engine.unload_adapter`."""
-        raise NotFound(f"adapter {key} is not loaded.", reason="ADAPTER_NOT_LOADED")
+        worker, scheduler, _ = self._ready()
+        adapter = self._adapter(key)
+        assert adapter is not None
+        adapter.leaving = True
+        while adapter.users:
+            await adapter.idle.wait()
+        await worker.call(lambda: scheduler.bank.drop(adapter.index))
+        del self._adapters[key]
+        adapter.gone.set()
 
     def load(self) -> EngineLoad:
         """See `Engine.load`."""
@@ -182,6 +203,7 @@ class RowsEngine:
             output_tokens_total=scheduler.output_tokens,
             finished_total=dict(scheduler.finished),
             adapters=tuple(self._adapters),
+            adapter_bytes=scheduler.bank.nbytes,
             draining=self._draining,
             step_seconds=scheduler.step_seconds,
         )

@@ -8,15 +8,17 @@ the same with fewer operations for the architectures it knows.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from chatmill.errors import FailedPrecondition
+from inference_svc.engines.rows.adapters import Mix, linear_shapes
 from inference_svc.engines.rows.store import LayerShape, RowStore
 
 
@@ -29,27 +31,27 @@ class Prefill:
         tokens: [m, q] ids; short rows are filled up at the right with anything.
         start: position of the first column.
         last: [m] column of each row's last true token, whose logits are wanted.
-        adapters: [m] index of each row's adapter, 0 for the base; None if no row has one.
+        mix: which adapter each row has; None if none has one.
     """
 
     slots: list[int]
     tokens: Tensor
     start: int
     last: Tensor
-    adapters: Tensor | None = None
+    mix: Mix | None = None
 
 
 class Forward(Protocol):
     """A model that reads and writes a `RowStore`."""
 
-    def decode(self, tokens: Tensor, positions: Tensor, width: int, adapters: Tensor | None) -> Tensor:
+    def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
         """Logits [n, vocabulary] of the next token for slots 0 to n-1.
 
         Args:
             tokens: [n] last token of each slot.
             positions: [n] where it stands; its keys and values are written there.
             width: at least the highest position plus one.
-            adapters: [n] adapter index per slot, 0 for the base; None if no slot has one.
+            mix: which adapter each slot has; None if none has one.
         """
         ...
 
@@ -150,6 +152,9 @@ class ModelForward:
                 "batch; serve it through the openai engine instead.",
                 reason="UNSUPPORTED_ARCHITECTURE",
             )
+        self._mix: Mix | None = None
+        for name, (_, size) in linear_shapes(model).items():
+            model.get_submodule(name).register_forward_hook(self._adapt(name, size))
         self._takes_positions = "position_ids" in parameters
         self._keeps = "logits_to_keep" in parameters
         self._plain_mask = (
@@ -158,12 +163,12 @@ class ModelForward:
             and not getattr(config, "alibi", False)
         )
 
-    def decode(self, tokens: Tensor, positions: Tensor, width: int, adapters: Tensor | None) -> Tensor:
+    def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
         """See `Forward.decode`."""
         count = tokens.shape[0]
         at = positions[:, None]
         self.cache.aim(None, count, at, width - 1, width)
-        return self._run(tokens[:, None], at, width, None)
+        return self._run(tokens[:, None], at, width, None, mix)
 
     def prefill(self, chunk: Prefill) -> Tensor:
         """See `Forward.prefill`."""
@@ -173,9 +178,10 @@ class ModelForward:
         at = torch.arange(chunk.start, chunk.start + length, device=device).expand(count, length)
         width = chunk.start + length
         self.cache.aim(rows, count, at, chunk.start, width)
-        return self._run(chunk.tokens, at, width, chunk.last)
+        return self._run(chunk.tokens, at, width, chunk.last, chunk.mix)
 
-    def _run(self, tokens: Tensor, at: Tensor, width: int, last: Tensor | None) -> Tensor:
+    def _run(self, tokens: Tensor, at: Tensor, width: int, last: Tensor | None, mix: Mix | None) -> Tensor:
+        self._mix = mix
         mask = self._mask(at, torch.arange(width, device=tokens.device))
         extra: dict[str, Any] = {}
         if self._takes_positions:
@@ -190,6 +196,14 @@ class ModelForward:
         if last is None:
             return logits[:, -1]
         return logits[torch.arange(len(last), device=last.device), last]
+
+    def _adapt(self, name: str, size: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        """A hook that adds the rows' adapters to what a module gives."""
+
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            return None if self._mix is None else self._mix.add(out, inputs[0], (name,), (size,))
+
+        return hook
 
     def _mask(self, at: Tensor, columns: Tensor) -> Tensor | dict[str, Tensor]:
         seen = columns <= at[:, :, None]

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's own name
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inference_svc.engines.rows.adapters import Mix
 from inference_svc.engines.rows.forward import Prefill
 from inference_svc.engines.rows.store import RowStore
 
@@ -57,7 +58,7 @@ def _fuse(parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 class _Layer:
     """The weights of one decoder layer, as the step uses them."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, name: str) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.norm_in, self.norm_out = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.epsilon: float = layer.input_layernorm.variance_epsilon
@@ -66,6 +67,12 @@ class _Layer:
         self.gate_up, _ = _fuse([mlp.gate_proj, mlp.up_proj])
         self.down = mlp.down_proj.weight
         self.activation = mlp.act_fn
+        self.qkv_names = tuple(f"{name}.self_attn.{part}_proj" for part in "qkv")
+        self.qkv_sizes = tuple(part.out_features for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+        self.out_name = (f"{name}.self_attn.o_proj",)
+        self.gate_up_names = (f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
+        self.gate_up_sizes = (mlp.gate_proj.out_features, mlp.up_proj.out_features)
+        self.down_name = (f"{name}.mlp.down_proj",)
         self.q_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None
         self.k_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
 
@@ -83,7 +90,7 @@ class LeanForward:
         self.embed: Tensor = model.model.embed_tokens.weight
         self.head: Tensor = model.lm_head.weight
         self.norm: Tensor = model.model.norm.weight
-        self.layers = [_Layer(layer) for layer in model.model.layers]
+        self.layers = [_Layer(layer, f"model.layers.{number}") for number, layer in enumerate(model.model.layers)]
         self._rotary = model.model.rotary_emb
         attention = model.model.layers[0].self_attn
         self.size: int = attention.head_dim
@@ -110,7 +117,7 @@ class LeanForward:
         self._values = [values.view(-1, self.size) for values in store.values]
         self._generation = store.generation
 
-    def decode(self, tokens: Tensor, positions: Tensor, width: int, adapters: Tensor | None) -> Tensor:
+    def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
         """See `Forward.decode`."""
         store = self.store
         if self._generation != store.generation:
@@ -125,7 +132,7 @@ class LeanForward:
         mask = mask.masked_fill_(hidden_by, float("-inf")).view(count, 1, 1, width)
         x = F.embedding(tokens, self.embed)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cos, sin)
+            q, k, v = self._project(layer, x, cos, sin, mix)
             self._keys[number].index_copy_(0, at, k.reshape(-1, size))
             self._values[number].index_copy_(0, at, v.reshape(-1, size))
             mixed = F.scaled_dot_product_attention(
@@ -135,9 +142,9 @@ class LeanForward:
                 attn_mask=mask,
                 scale=self.scale,
             )
-            x = x + F.linear(mixed.reshape(count, -1), layer.out, layer.out_bias)
-            x = self._feed_forward(layer, x)
-        return self._logits(x)
+            x = self._attend_out(layer, x, mixed.reshape(count, -1), mix)
+            x = self._feed_forward(layer, x, mix)
+        return self._logits(x, mix)
 
     def prefill(self, chunk: Prefill) -> Tensor:
         """See `Forward.prefill`."""
@@ -154,8 +161,9 @@ class LeanForward:
         at = at.view(-1)
         mask = None if start == 0 else self._columns[:width] <= self._columns[start:width, None]
         x = F.embedding(chunk.tokens.reshape(-1), self.embed)
+        mix = chunk.mix.spread(length) if chunk.mix is not None else None
         for number, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cos, sin)
+            q, k, v = self._project(layer, x, cos, sin, mix)
             self._keys[number].index_copy_(0, at, k.reshape(-1, size))
             self._values[number].index_copy_(0, at, v.reshape(-1, size))
             q = q.reshape(count, length, self.heads, size).transpose(1, 2)
@@ -168,16 +176,21 @@ class LeanForward:
                 q, k, v, attn_mask=mask, is_causal=start == 0, scale=self.scale, enable_gqa=kv != self.heads
             )
             mixed = mixed.transpose(1, 2).reshape(count * length, -1)
-            x = x + F.linear(mixed, layer.out, layer.out_bias)
-            x = self._feed_forward(layer, x)
+            x = self._attend_out(layer, x, mixed, mix)
+            x = self._feed_forward(layer, x, mix)
         wanted = torch.arange(count, device=store.device) * length + chunk.last
-        return self._logits(x[wanted])
+        return self._logits(x[wanted], chunk.mix)
 
-    def _project(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(
+        self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mix: Mix | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, of flat hidden states [tokens, hidden]."""
         heads, kv, size = self.heads, self.kv_heads, self.size
         normal = F.rms_norm(x, (x.shape[-1],), layer.norm_in, layer.epsilon)
-        qkv = F.linear(normal, layer.qkv, layer.qkv_bias).view(-1, heads + 2 * kv, size)
+        flat = F.linear(normal, layer.qkv, layer.qkv_bias)
+        if mix is not None:
+            flat = mix.add(flat, normal, layer.qkv_names, layer.qkv_sizes)
+        qkv = flat.view(-1, heads + 2 * kv, size)
         qk = qkv[:, : heads + kv]
         if layer.q_norm is not None and layer.k_norm is not None:
             q = F.rms_norm(qk[:, :heads], (size,), layer.q_norm, layer.epsilon)
@@ -186,10 +199,20 @@ class LeanForward:
         qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
         return qk[:, :heads], qk[:, heads:], qkv[:, heads + kv :]
 
-    def _feed_forward(self, layer: _Layer, x: Tensor) -> Tensor:
+    def _attend_out(self, layer: _Layer, x: Tensor, mixed: Tensor, mix: Mix | None) -> Tensor:
+        out = F.linear(mixed, layer.out, layer.out_bias)
+        return x + (out if mix is None else mix.add(out, mixed, layer.out_name, (x.shape[-1],)))
+
+    def _feed_forward(self, layer: _Layer, x: Tensor, mix: Mix | None) -> Tensor:
         normal = F.rms_norm(x, (x.shape[-1],), layer.norm_out, layer.epsilon)
         gate_up = F.linear(normal, layer.gate_up)
-        return x + F.linear(layer.activation(gate_up[:, : self.inner]) * gate_up[:, self.inner :], layer.down)
+        if mix is not None:
+            gate_up = mix.add(gate_up, normal, layer.gate_up_names, layer.gate_up_sizes)
+        inner = layer.activation(gate_up[:, : self.inner]) * gate_up[:, self.inner :]
+        out = F.linear(inner, layer.down)
+        return x + (out if mix is None else mix.add(out, inner, layer.down_name, (x.shape[-1],)))
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return F.linear(F.rms_norm(x, (x.shape[-1],), self.norm, self.layers[0].epsilon), self.head)
+    def _logits(self, x: Tensor, mix: Mix | None) -> Tensor:
+        normal = F.rms_norm(x, (x.shape[-1],), self.norm, self.layers[0].epsilon)
+        logits = F.linear(normal, self.head)
+        return logits if mix is None else mix.add(logits, normal, ("lm_head",), (logits.shape[-1],))

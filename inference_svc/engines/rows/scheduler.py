@@ -15,6 +15,7 @@ from time import monotonic
 import torch
 
 from chatmill.errors import Aborted, ChatmillError, Internal
+from inference_svc.engines.rows.adapters import AdapterBank, Mix
 from inference_svc.engines.rows.detokenize import TextTable
 from inference_svc.engines.rows.forward import Forward, Prefill
 from inference_svc.engines.rows.prefix_cache import BLOCK, PrefixCache
@@ -47,6 +48,7 @@ class Scheduler:
     Args:
         forward: the model.
         store: its states.
+        bank: adapters that rows name by index.
         cache: prefix cache over the same store.
         table: token texts, for logprobs.
         emit: called with every event of a row, in order.
@@ -58,6 +60,7 @@ class Scheduler:
         self,
         forward: Forward,
         store: RowStore,
+        bank: AdapterBank,
         cache: PrefixCache,
         table: TextTable,
         emit: Callable[[Row, EngineEvent], None],
@@ -65,6 +68,7 @@ class Scheduler:
         limits: Limits,
     ) -> None:
         self.forward, self._store, self._cache, self._table = forward, store, cache, table
+        self.bank = bank
         self._emit, self._fail, self._limits = emit, fail, limits
         self.waiting: deque[Row] = deque()
         self._slots: list[Row | None] = []
@@ -256,7 +260,7 @@ class Scheduler:
             tokens=torch.tensor([piece + [0] * (length - len(piece)) for piece in pieces], device=device),
             start=start,
             last=torch.tensor([len(piece) - 1 for piece in pieces], device=device),
-            adapters=self._adapters(rows),
+            mix=self._mix(rows),
         )
         logits = self.forward.prefill(chunk)
         ready = []
@@ -285,7 +289,7 @@ class Scheduler:
         width = 1 + max(row.filled for row in slots if row is not None and row.output)
         device = self._store.device
         logits = self.forward.decode(
-            torch.tensor(tokens, device=device), torch.tensor(positions, device=device), width, self._adapters(slots)
+            torch.tensor(tokens, device=device), torch.tensor(positions, device=device), width, self._mix(slots)
         )
         rows = [row if row is not None and row.output else None for row in slots]
         choices = choose(logits, [row.sampling if row is not None else None for row in rows])
@@ -295,9 +299,8 @@ class Scheduler:
         self._take(running, [choice for row, choice in zip(rows, choices, strict=True) if row is not None])
         self.step_seconds += 0.1 * (monotonic() - began - self.step_seconds)
 
-    def _adapters(self, rows: list[Row | None] | list[Row]) -> torch.Tensor | None:
-        indices = [row.adapter if row is not None else 0 for row in rows]
-        return torch.tensor(indices, device=self._store.device) if any(indices) else None
+    def _mix(self, rows: list[Row | None] | list[Row]) -> Mix | None:
+        return self.bank.mix([row.adapter if row is not None else 0 for row in rows])
 
     # After a token
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from chatmill.errors import ChatmillError
 from inference_svc.engines.rows import lean
+from inference_svc.engines.rows.adapters import AdapterBank
 from inference_svc.engines.rows.detokenize import TextTable
 from inference_svc.engines.rows.forward import Forward, ModelForward, Prefill, layer_shapes
 from inference_svc.engines.rows.loading import Loaded
@@ -50,7 +51,8 @@ def make_scheduler(
         token_budget=max(budget, columns),
     )
     forward = choose_forward(model, store, lean_allowed=parameters.lean)
-    return Scheduler(forward, store, cache, table, emit, fail, Limits(prefill_tokens=parameters.prefill_tokens))
+    bank = AdapterBank(model, parameters.max_adapters)
+    return Scheduler(forward, store, bank, cache, table, emit, fail, Limits(prefill_tokens=parameters.prefill_tokens))
 
 
 def choose_forward(model: PreTrainedModel, store: RowStore, *, lean_allowed: bool) -> Forward:
