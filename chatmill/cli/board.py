@@ -22,9 +22,12 @@ def _points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def _rate(side: Side) -> str:
-    low, high = side["pass_rate_interval"]
-    return f"{_share(side['pass_rate'])}  ({100 * low:.1f} to {100 * high:.1f})"
+def _with_interval(key: str) -> Cell:
+    def cell(side: Side) -> str:
+        low, high = side[f"{key}_interval"]
+        return f"{_share(side[key])}  ({100 * low:.1f} to {100 * high:.1f})"
+
+    return cell
 
 
 def _pass_hat_k(side: Side) -> str:
@@ -56,7 +59,7 @@ def _rows(board: dict[str, Any]) -> list[tuple[str, Cell]]:
     candidate = board["candidate"]
     trials = len(candidate["pass_hat_k"])
     rows: list[tuple[str, Cell]] = [
-        ("pass rate (95% interval)", _rate),
+        ("pass rate (95% interval)", _with_interval("pass_rate")),
         (f"pass^{trials}" if trials else "pass^k", _pass_hat_k),
         ("mean score (0 to 100)", lambda side: f"{side['mean_score']:.1f}"),
     ]
@@ -70,8 +73,8 @@ def _rows(board: dict[str, Any]) -> list[tuple[str, Cell]]:
             )
         )
     rows += [
-        ("turns with an error", lambda side: _share(side["turn_error_rate"])),
-        ("conversations with an error", lambda side: _share(side["conversation_error_rate"])),
+        ("turns with an error", _with_interval("turn_error_rate")),
+        ("conversations with an error", _with_interval("conversation_error_rate")),
         ("scenarios with a critical error", lambda side: str(side["critical_count"])),
         ("handovers missed", _of("missed", "expected")),
         ("handovers needless", _of("needless", "unexpected")),

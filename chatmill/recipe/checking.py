@@ -51,9 +51,11 @@ async def _models(recipe: Recipe, mesh: Mesh) -> None:
     if base and ("/" not in base or base.startswith("models/")):
         with blamed_on(recipe, "method.base"):
             await mesh.registry.GetModel(GetModelRequest(name=model_name(base)))
-    if recipe.baseline:
-        with blamed_on(recipe, "baseline"):
-            await mesh.registry.GetModel(GetModelRequest(name=recipe.baseline))
+    named = {"baseline": recipe.baseline, "suite.judge": recipe.suite.judge, "suite.customer": recipe.suite.customer}
+    for key, name in named.items():
+        if name:
+            with blamed_on(recipe, key):
+                await mesh.registry.GetModel(GetModelRequest(name=model_name(name)))
 
 
 def _known(recipe: Recipe, key: str, kind: str, name: str, installed: Iterable[str]) -> None:

@@ -56,6 +56,7 @@ class MethodSection:
         model_id: id of the model that is made; the recipe's name without it.
         parameters: parameters of the method.
         seed: seed of everything random in training.
+        skip_tool_messages: leave out what tools gave back; otherwise it stays as context.
     """
 
     name: str = "lora"
@@ -63,6 +64,7 @@ class MethodSection:
     model_id: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    skip_tool_messages: bool = False
 
     def __post_init__(self) -> None:
         if not self.base and self.name != "scratch":
@@ -102,6 +104,9 @@ class SuiteSection:
         concurrency: conversations at once; the service decides without it.
         max_output_tokens: longest reply; the service decides without it.
         temperature: sampling temperature of both sides; 0 (greedy) without it.
+        turn_timeout_seconds: a reply that isn't complete by then is an error; the service decides without it.
+        judge: model that answers judge criteria; without it they stay unscored.
+        customer: model that plays simulated customers; scenarios with one stay unplayed without it.
     """
 
     path: str = ""
@@ -111,6 +116,9 @@ class SuiteSection:
     concurrency: int | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
+    turn_timeout_seconds: float | None = None
+    judge: str = ""
+    customer: str = ""
 
     def __post_init__(self) -> None:
         if bool(self.path) == (self.replay is not None):
@@ -121,6 +129,8 @@ class SuiteSection:
             raise ValueError(f"max_output_tokens must be at least 1, not {self.max_output_tokens}")
         if self.temperature is not None and not 0 <= self.temperature <= 2:
             raise ValueError(f"temperature must be between 0 and 2, not {self.temperature}")
+        if self.turn_timeout_seconds is not None and self.turn_timeout_seconds <= 0:
+            raise ValueError(f"turn_timeout_seconds must be greater than 0, not {self.turn_timeout_seconds:g}")
 
 
 @dataclass(frozen=True, slots=True)

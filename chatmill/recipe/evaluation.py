@@ -29,6 +29,7 @@ from chatmill.recipe import fingerprint
 from chatmill.recipe.definition import Recipe
 from chatmill.recipe.mesh import FOREVER, Followed, Mesh
 from chatmill.recipe.observer import Observer, Progress
+from chatmill.recipe.reading import model_name
 from chatmill.recipe.steps import Made, blamed_on, seconds
 
 
@@ -59,7 +60,7 @@ async def evaluate(
             "suite": await _suite_digest(recipe, mesh, dataset),
             "candidate": candidate.revision or candidate.name,
             "baseline": baseline.revision or baseline.name,
-            "spec": str(spec),
+            "spec": spec.SerializeToString(deterministic=True).hex(),
         }
     )
     spec.labels[fingerprint.LABEL] = inputs
@@ -93,7 +94,14 @@ def _spec(recipe: Recipe, dataset: Dataset, candidate: Model, baseline: Model) -
         tags=suite.tags,
         max_output_tokens=suite.max_output_tokens,
         temperature=suite.temperature,
+        policies={policy.id: policy.text for policy in recipe.card.policies},
     )
+    if suite.judge:
+        spec.judge.target.model = model_name(suite.judge)
+    if suite.customer:
+        spec.customer.model = model_name(suite.customer)
+    if suite.turn_timeout_seconds is not None:
+        spec.turn_timeout.FromMilliseconds(round(suite.turn_timeout_seconds * 1000))
     if gate.max_p95_ms is not None:
         spec.gate.max_p95_latency.FromMicroseconds(round(gate.max_p95_ms * 1000))
     if suite.replay is not None:

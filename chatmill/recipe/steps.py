@@ -164,6 +164,7 @@ async def train(
             "languages": sorted(recipe.dataset.languages),
             "parameters": method.parameters,
             "seed": method.seed,
+            "skip_tool_messages": method.skip_tool_messages,
             "system_prompt": recipe.card.render(),
             "model_id": method.model_id,
         }
@@ -182,6 +183,7 @@ async def train(
             system_prompt=recipe.card.render(),
             languages=recipe.dataset.languages,
             seed=method.seed,
+            skip_tool_messages=method.skip_tool_messages,
             labels={fingerprint.LABEL: inputs, fingerprint.RECIPE_LABEL: recipe.name},
         ),
         request_id=str(uuid.uuid4()),
@@ -236,6 +238,8 @@ async def _follow_training(
             async for event in followed.events():
                 if event.HasField("progress"):
                     seen = event.progress
+                    if seen.note:
+                        observer.note("train", seen.note)
                     observer.progress("train", Progress(seen.step, seen.total_steps, _training_text(event)))
                 elif event.HasField("warning"):
                     observer.note("train", event.warning)

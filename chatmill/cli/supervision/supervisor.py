@@ -27,6 +27,8 @@ WINDOW = 120.0
 FIRST_DELAY = 0.5
 START_SECONDS = 300.0
 """A service that is not ready by then has hung."""
+STOP_SECONDS = 20.0
+"""Time to write checkpoints and close stores, after running calls have had theirs."""
 
 
 class Listener(Protocol):
@@ -51,12 +53,14 @@ class Patience:
         limit: deaths within `window` seconds after which the mesh ends.
         window: see `limit`.
         start: seconds in which a service must become ready.
+        stop: seconds that a service gets to stop, beyond what the configuration grants its calls.
     """
 
     first_delay: float = FIRST_DELAY
     limit: int = LIMIT
     window: float = WINDOW
     start: float = START_SECONDS
+    stop: float = STOP_SECONDS
 
 
 class Supervisor:
@@ -120,7 +124,7 @@ class Supervisor:
         """Stop all in the reverse order of their start; each gets the time that the configuration grants."""
         for watcher in self._watchers:
             watcher.cancel()
-        seconds = self._config.mesh.drain_seconds + self._config.mesh.grace_seconds + 20.0
+        seconds = self._config.mesh.drain_seconds + self._config.mesh.grace_seconds + self._patience.stop
         for process in reversed(self._processes):
             if process.pid and process.returncode is None:
                 self._listener.stopped(process.part, await process.stop(seconds))
