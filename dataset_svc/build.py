@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from chatmill.errors import FailedPrecondition, InvalidArgument
+from chatmill.errors import Aborted, FailedPrecondition, InvalidArgument
 from dataset_svc.cleaning import Cleaning, Report
 from dataset_svc.conversation import Conversation
 from dataset_svc.dataset import ConversationDataset, Item
@@ -123,7 +123,7 @@ def fingerprint(plan: Plan, meter: Meter) -> tuple[SourceInfo, ...]:
                 digest.update(block)
                 done += len(block)
                 meter(Progress("checking", done, total))
-        infos.append(SourceInfo(shown, digest.hexdigest(), size))
+        infos.append(SourceInfo(shown, digest.hexdigest(), size, path.stat().st_mtime_ns))
     return tuple(infos)
 
 
@@ -151,6 +151,7 @@ def run(plan: Plan, sources: tuple[SourceInfo, ...], input_digest: str, writer: 
                 gatherer.add(item)
                 _store(writer, item)
             meter(Progress("reading", done + reading.bytes_read, total, count, writer.rows))
+        _check_unchanged(path, info)
         done += info.bytes
         read.append(replace(info, format=reading.shape, conversations=reading.conversations))
     if not writer.rows:
@@ -226,6 +227,16 @@ def _item(
     if item.messages != conversation.messages:
         report.change("handover", "added the call of transfer_to_human that the log lacks", conversation.place)
     return replace(item, split=splitter(conversation))
+
+
+def _check_unchanged(path: Path, info: SourceInfo) -> None:
+    now = path.stat()
+    if (now.st_size, now.st_mtime_ns) != (info.bytes, info.modified):
+        raise Aborted(
+            f"{info.path} was changed while it was being read, so nothing was kept. Start again when it is complete.",
+            reason="SOURCE_CHANGED",
+            metadata={"file": info.path},
+        )
 
 
 def _store(writer: Writer, item: Item) -> None:

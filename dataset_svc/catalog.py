@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import threading
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from dataset_svc.manifest import Manifest
 from dataset_svc.parameters import Parameter, describe
 from dataset_svc.split import MAX_TEST_FRACTION
 from dataset_svc.store import StoredRows
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CLASS = "conversations"
 DEFAULT_TEST_FRACTION = 0.1
@@ -220,7 +223,7 @@ class Catalog:
         after = _read_token(page_token)
         found: list[Manifest] = []
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
-            about = manifest.read(folder) if folder.name > after and _ID.fullmatch(folder.name) else None
+            about = _listed(folder) if folder.name > after and _ID.fullmatch(folder.name) else None
             if about is not None:
                 if len(found) == size:
                     return found, _token(found[-1].id)
@@ -306,6 +309,14 @@ class Catalog:
     def _forget(self, dataset_id: str) -> None:
         with self._lock:
             self._open.pop(dataset_id, None)
+
+
+def _listed(folder: Path) -> Manifest | None:
+    try:
+        return manifest.read(folder)
+    except FailedPrecondition as error:  # one damaged dataset must not hide the others
+        log.warning("left out of the list: %s", error.message)
+        return None
 
 
 def _token(dataset_id: str) -> str:

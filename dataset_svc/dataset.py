@@ -215,12 +215,16 @@ class ConversationDataset(Dataset[Item]):
         found, conversation = self._handover(conversation)
         facts = self._ask("facts", conversation, self.facts, conversation)
         code = self._ask("language", conversation, self.language, conversation)
+        if not isinstance(code, str):
+            raise self._failed("language", conversation, f"answered {code!r}, not a text")
+        if not all(isinstance(fact, Fact) for fact in facts):
+            raise self._failed("facts", conversation, "answered something else than a list of Fact")
         return Item(
             conversation,
             clean(label) if label else None,
             found,
             tuple(Fact(clean(f.text), conversation.index_of(f.since) if f.since else 0) for f in facts),
-            clean(str(code)),
+            clean(code),
             rules=self.rules,
         )
 

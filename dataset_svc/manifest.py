@@ -24,6 +24,7 @@ class SourceInfo:
         path: as the caller gave it.
         sha256: of its bytes, lower-case hexadecimal.
         bytes: its size.
+        modified: its time of change, nanoseconds since 1970.
         format: shape that its content was recognised as; empty before it was read.
         conversations: conversations found in it.
     """
@@ -31,6 +32,7 @@ class SourceInfo:
     path: str
     sha256: str
     bytes: int
+    modified: int
     format: str = ""
     conversations: int = 0
 

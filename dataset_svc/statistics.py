@@ -23,6 +23,10 @@ TOKEN_LIMITS = (256, 512, 1_024, 2_048, 4_096, 8_192)
 CountTokens = Callable[[str], int]
 """Number of tokens of a text, without special tokens."""
 
+OTHERS = "..."
+MAX_VALUES = 500
+"""Labels and reasons beyond so many are counted together under `OTHERS`, so that statistics fit one answer."""
+
 _STEPS = 1000
 
 
@@ -195,10 +199,10 @@ class Gatherer:
             characters=self._characters.result(),
             tokens=self._tokens.result() if self._tokens else None,
             languages=dict(self._languages.most_common()),
-            labels=dict(self._labels.most_common()),
+            labels=_most_common(self._labels),
             handovers=sum(self._reasons.values()),
             handover_position=distribution(self._positions, _STEPS),
-            handover_reasons=dict(self._reasons.most_common()),
+            handover_reasons=_most_common(self._reasons),
             role_problems=dict(self._problems.most_common()),
             not_alternating=self._not_alternating,
             ending_on_user=self._ending_on_user,
@@ -227,6 +231,12 @@ def gather(items: Iterable[Item], count_tokens: CountTokens | None = None) -> St
     for item in items:
         gatherer.add(item)
     return gatherer.result()
+
+
+def _most_common(counts: Counter[str]) -> dict[str, int]:
+    kept = dict(counts.most_common(MAX_VALUES))
+    rest = counts.total() - sum(kept.values())
+    return {**kept, OTHERS: kept.get(OTHERS, 0) + rest} if rest else kept
 
 
 def _lengths_from(data: dict[str, Any]) -> Lengths:

@@ -46,6 +46,8 @@ class SourceFile:
     def __init__(self, path: Path, shown: str) -> None:
         self.shown = shown
         try:
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise bad_source(shown, "is not a regular file", "Write it to a file first", kind="NOT_A_FILE")
             self._raw: IO[bytes] = path.open("rb")
         except FileNotFoundError:
             raise NotFound(

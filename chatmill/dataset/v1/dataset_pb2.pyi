@@ -538,7 +538,9 @@ class Statistics(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValueCount]:
-        """Conversations by label; the value is empty for those without one."""
+        """Conversations by label, most frequent first; the value is empty for those without one. From the 501st on they are
+        counted together under `...`.
+        """
 
     @_builtins.property
     def handover_position(self) -> Global___Distribution:

@@ -116,6 +116,8 @@ def test_a_class_may_read_a_format_of_its_own(tmp_path: Path, make: Make, catalo
         ("label", 5, r"Shouting.label answered 5, not a text"),
         ("human_intervention_idx", 9, r"answered 9, but the conversation has 2 messages"),
         ("human_intervention_idx", "1", r"answered '1'"),
+        ("language", None, r"Shouting.language answered None"),
+        ("facts", ["a text"], r"Shouting.facts answered something else"),
         ("label", KeyError("x"), r"Shouting.label raised KeyError: 'x', for the conversation log-1 \(.*log:1\)"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -269,6 +270,12 @@ def test_bad_files_get_one_clear_line(tmp_path: Path, name: str) -> None:
     assert caught.value.metadata["file"] == "log"
     assert "\n" not in caught.value.message
     assert caught.value.message.endswith(".")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(InvalidArgument, match="log: is not a regular file"):
+        read(tmp_path / "log")
 
 
 @pytest.mark.parametrize("form", ["line", "document"])

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatmill.errors import Cancelled, FailedPrecondition, NotFound
+from chatmill.errors import Aborted, Cancelled, FailedPrecondition, NotFound
 from dataset_svc import rows, split, statistics, store
+from dataset_svc.build import Progress
 from dataset_svc.catalog import Catalog, CreateRequest, Selection
 from dataset_svc.classes import DATASET_CLASSES
 from dataset_svc.conversation import Conversation, Message, ToolCall
@@ -219,6 +220,37 @@ def test_a_cancel_at_any_point_leaves_nothing(tmp_path: Path, catalog: Catalog, 
     assert catalog.create(request, lambda _: None, lambda: None).manifest.rows == 60
 
 
+def test_a_source_that_changes_meanwhile_is_not_taken(tmp_path: Path, catalog: Catalog) -> None:
+    path = log(tmp_path / "a", 60)
+    grown = False
+
+    def report(progress: Progress) -> None:
+        nonlocal grown
+        if progress.phase == "reading" and not grown:
+            grown = True
+            with path.open("a") as more:
+                more.write("\n")
+
+    request = CreateRequest("d", [str(path)])
+    with pytest.raises(Aborted, match="changed while it was being read"):
+        catalog.create(request, report, lambda: None)
+    assert not list((tmp_path / "home" / "datasets").iterdir())
+    assert not catalog.create(request, report, lambda: None).unchanged
+
+
+def test_one_damaged_dataset_does_not_hide_the_others(
+    tmp_path: Path, make: Make, catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        make(log(tmp_path / "log", 3), dataset_id=name)
+    (tmp_path / "home" / "datasets" / "a" / "manifest.json").write_text("{")
+    page, _ = catalog.page()
+    assert [about.id for about in page] == ["b"]
+    assert "datasets/a/manifest.json is damaged" in caplog.text
+    catalog.delete("a")
+    assert make(tmp_path / "log", dataset_id="a").manifest.rows == 3
+
+
 @pytest.mark.parametrize("damage", ["manifest", "index", "shard", "cut shard", "newer"])
 def test_damage_is_named(tmp_path: Path, make: Make, catalog: Catalog, damage: str) -> None:
     make(log(tmp_path / "a", 3))
@@ -264,6 +296,19 @@ def test_statistics_are_exact(tmp_path: Path, make: Make, catalog: Catalog) -> N
     assert found.splits == {"train": 3}
     assert found.tokens is None
     assert statistics.from_json(found.to_json()) == found
+
+
+def test_many_labels_are_counted_together_beyond_a_bound() -> None:
+    messages = (Message("user", "a"), Message("assistant", "b"))
+    items = [
+        Item(Conversation(str(i), messages), f"label {i}", None, (), "en", "train")
+        for i in range(statistics.MAX_VALUES + 7)
+    ]
+    found = statistics.gather([*items, items[-1]])
+    assert len(found.labels) == statistics.MAX_VALUES + 1
+    assert next(iter(found.labels.items())) == (items[-1].label, 2)
+    assert found.labels[statistics.OTHERS] == 7
+    assert sum(found.labels.values()) == len(items) + 1
 
 
 def test_tokens_are_counted_with_a_tokenizer(tmp_path: Path, make: Make, catalog: Catalog) -> None:
