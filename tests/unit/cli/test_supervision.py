@@ -22,7 +22,9 @@ from chatmill.config import Config
 from chatmill.errors import FailedPrecondition, Unavailable
 from chatmill.runtime.testing import local_config
 
-STUBBORN = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('here', flush=True)\ntime.sleep(60)\n"
+STUBBORN = (
+    "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('here', flush=True)\ntime.sleep(60)\n"
+)
 
 
 class Notes:
@@ -86,17 +88,22 @@ async def test_a_process_that_ignores_the_request_is_killed_with_its_children(du
     )
     process = ServiceProcess(parts.private(["dataset"])[0], [], dummies / "home")
     await process.start()
-    while not process.last_words():
+    while not process.last_words():  # noqa: ASYNC110 - another process
         await asyncio.sleep(0.01)
     child = int(process.last_words()[0])
     assert await process.stop(0.1) is False
     assert process.returncode == -signal.SIGKILL
     for _ in range(500):
-        if not Path(f"/proc/{child}").exists() or "\nState:\tZ" in Path(f"/proc/{child}/status").read_text():
+        if ended(child):
             break
         await asyncio.sleep(0.01)
     else:
         pytest.fail("the child lives on")
+
+
+def ended(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "\nState:\tZ" in status.read_text(encoding="utf-8")
 
 
 def test_a_home_belongs_to_one_mesh_at_a_time(tmp_path: Path) -> None:
