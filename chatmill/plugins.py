@@ -145,9 +145,10 @@ def _coerce(hint: Any, value: Any, field: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _coerce_union(arguments, value, field)
     if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"must be one of {', '.join(map(repr, arguments))}, not {value!r}")
-        return value
+        for choice in arguments:
+            if choice == value and isinstance(choice, bool) is isinstance(value, bool):
+                return choice
+        raise ValueError(f"must be one of {', '.join(map(repr, arguments))}, not {value!r}")
     if origin in (tuple, list):
         if not isinstance(value, list | tuple):
             raise ValueError(f"must be a list, not {value!r}")

@@ -65,6 +65,7 @@ class _Formatter(logging.Formatter):
                 **({"stack": stack} if stack else {}),
             }
             return json.dumps(entry, ensure_ascii=False, default=str)
+        message = message.replace("\r", "\\r").replace("\n", "\\n")  # or a request could forge lines of the log
         pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items() if value not in ("", None))
         line = f"{moment:%H:%M:%S}.{int(record.msecs):03d} {record.levelname:<7} {self._service:<9} {message}{pairs}"
         return f"{line}\n{stack}" if stack else line
