@@ -76,8 +76,8 @@ class Place:
 
     @property
     def position(self) -> int:
-        """Requests that come before this one; 0 once it is granted."""
-        return 0 if self.granted else self._line.before(self)
+        """Place in the line, from 1; 0 once it is granted."""
+        return 0 if self.granted else self._line.before(self) + 1
 
     async def wait(self, patience: float | None = None) -> bool:
         """Wait for the turn, at most `patience` seconds; whether the place is granted.

@@ -25,15 +25,9 @@ from inference_svc.overrides import FILE_NAME, OverridesFile
 from inference_svc.pipeline import Pipeline
 from inference_svc.service import Inference
 
-BUILT_IN = (
-    "inference_svc.engines.rows.engine",
-    "inference_svc.engines.openai.engine",
-    "inference_svc.moderation.judge",
-    "inference_svc.moderation.leak",
-    "inference_svc.moderation.personal",
-    "inference_svc.moderation.words",
-)
-"""Modules whose import registers the built-in engines and moderators."""
+ENGINE_MODULES = ("inference_svc.engines.rows.engine", "inference_svc.engines.openai.engine")
+MODERATOR_MODULES = tuple(f"inference_svc.moderation.{name}" for name in ("judge", "leak", "personal", "words"))
+"""Modules whose import registers what is built in."""
 
 
 def compose(config: Config, registry: RegistrySource, make_engine: MakeEngine | None = None) -> Inference:
@@ -48,7 +42,7 @@ def compose(config: Config, registry: RegistrySource, make_engine: MakeEngine | 
         InvalidArgument: on `moderators` or `fallbacks`: an entry is wrong.
         NotFound: an engine or a moderator is not installed.
     """
-    for module in BUILT_IN:
+    for module in MODERATOR_MODULES:
         importlib.import_module(module)
     settings, home = config.inference, config.home.resolve()
     overrides = OverridesFile(home / FILE_NAME)
@@ -89,6 +83,8 @@ def compose(config: Config, registry: RegistrySource, make_engine: MakeEngine | 
 
 def engine_maker(settings: InferenceSettings) -> MakeEngine:
     """Makes the configured engine, or the upstream one for remote models."""
+    for module in ENGINE_MODULES:
+        importlib.import_module(module)
     local = ENGINES.get(settings.engine)
     values = {
         "quantization": settings.quantization,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from chatmill.prompts import system_message
 from inference_svc.entries import ModelEntry
 from inference_svc.generation import Message, Role
 
@@ -26,8 +27,7 @@ def compose(entry: ModelEntry, messages: Sequence[Message], facts: Sequence[str]
     system = next((m.content for m in messages if m.role is Role.SYSTEM), entry.system_prompt)
     turns = [m for m in messages if m.role is not Role.SYSTEM]
     template = entry.prompt_template
-    if facts and "{context}" not in template:
-        system = f"{system}\n{' '.join(facts)}" if system else " ".join(facts)
+    system = system_message(system, () if "{context}" in template else facts)
     composed = [Message(Role.SYSTEM, system)] if system else []
     for user, assistant in entry.examples:
         composed += [Message(Role.USER, user), Message(Role.ASSISTANT, assistant)]

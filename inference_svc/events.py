@@ -200,7 +200,7 @@ class Progress:
 
     Attributes:
         output_tokens: generated so far.
-        queue_position: requests ahead; 0 when running.
+        queue_position: place in the line, from 1; 0 when running.
     """
 
     output_tokens: int = 0

@@ -130,11 +130,13 @@ class Reply:
         return events
 
     def _pass(self, passed: Passed, events: list[ReplyEvent]) -> None:
+        if any(v.action is not Action.REPORTED for v in passed.verdicts):
+            # The tokens spell out what was masked.
+            self._tokens = _Tokens()
         self._emit(passed.text, events)
         self._record(passed.verdicts, events)
         if passed.blocked and not self.blocked:
             self.blocked = True
-            self._tokens = _Tokens()
             self._calls.clear()
             self._emit(self._options.blocked_reply, events)
         elif self._calls:
@@ -183,13 +185,11 @@ class Reply:
             reason = passed.text
         return HandedOver(reason, call)
 
-    def _record(self, verdicts: list[Verdict], events: list[ReplyEvent]) -> None:
+    @staticmethod
+    def _record(verdicts: list[Verdict], events: list[ReplyEvent]) -> None:
         for verdict in verdicts:
             record(verdict)
             events.append(verdict)
-            if verdict.action is Action.REDACTED:
-                # The tokens spell out what was masked.
-                self._tokens = _Tokens()
 
 
 def record(verdict: Verdict) -> None:

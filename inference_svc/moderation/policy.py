@@ -1,4 +1,4 @@
-"""The operator's moderation policy: which moderators look where, what is done, and what a client may ask for instead."""
+"""The operator's moderation policy: who looks where, what is done, and what clients may ask for instead."""
 
 from __future__ import annotations
 

@@ -1019,7 +1019,7 @@ class Progress(_message.Message):
     output_tokens: _builtins.int
     """Tokens generated so far."""
     queue_position: _builtins.int
-    """Requests ahead in the queue; 0 when running."""
+    """Place in the line, from 1; 0 when running."""
     def __init__(
         self,
         *,
