@@ -194,17 +194,21 @@ class EvalSettings:
         host: address to listen on.
         port: port to listen on; 0 takes any free one.
         concurrency: most conversations that one run holds at the same time.
-        suite_roots: folders that suites named by path must lie in; the shipped ones are always allowed.
+        max_runs: most evaluations that run at the same time; more wait in the queue.
+        suite_roots: folders that suites and key files named by path must lie in; the shipped suites are always allowed.
+        database: SQLAlchemy URL of the store; a file `eval.sqlite` under the home folder without it.
     """
 
     host: str = "127.0.0.1"
     port: int = 50054
     concurrency: int = 8
+    max_runs: int = 2
     suite_roots: tuple[Path, ...] = (Path(),)
+    database: str | None = None
 
     def __post_init__(self) -> None:
         check_port(self.port)
-        check_positive(concurrency=self.concurrency)
+        check_positive(concurrency=self.concurrency, max_runs=self.max_runs)
 
 
 @dataclass(frozen=True, slots=True)
