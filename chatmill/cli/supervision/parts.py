@@ -104,6 +104,7 @@ def arguments_of(
     for key, allowed in (
         ("dataset.roots", config.dataset.roots),
         ("factory.roots", config.factory.roots),
+        ("inference.roots", config.inference.roots),
         ("eval.suite_roots", config.eval.suite_roots),
     ):
         options[key] = ",".join(dict.fromkeys(str(path) for path in (*allowed, *more)))

@@ -124,8 +124,11 @@ class Supervisor:
         """Stop all in the reverse order of their start; each gets the time that the configuration grants."""
         for watcher in self._watchers:
             watcher.cancel()
-        seconds = self._config.mesh.drain_seconds + self._config.mesh.grace_seconds + self._patience.stop
+        config = self._config
+        calls = config.mesh.drain_seconds + config.mesh.grace_seconds + self._patience.stop
         for process in reversed(self._processes):
+            checkpoint = config.factory.worker_grace_seconds if process.part.name == "factory" else 0.0
+            seconds = calls + checkpoint
             if process.pid and process.returncode is None:
                 self._listener.stopped(process.part, await process.stop(seconds))
 
