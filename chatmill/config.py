@@ -122,7 +122,8 @@ class InferenceSettings:
         prefix_cache_tokens: prompt positions that an engine keeps for prompts with the same beginning; 0 for none.
         device: `cpu`, `cuda`, or `auto`.
         threads: CPU threads for arithmetic; 0 takes one per core.
-        flush_interval_ms: longest that generated text gathers before it is sent, where a request does not say.
+        flush_interval_ms: longest that generated text gathers before it is sent, where a request does not say; without it
+            the engine decides by how many replies it streams.
         roots: folders besides the home folder that model files may lie in; the shipped ones are always allowed.
         preload: models that are loaded at the start, before the service says that it is ready.
         moderators: what looks at input and output, a list of mappings: name, response (`report`, `redact`, `block`),
@@ -153,7 +154,7 @@ class InferenceSettings:
     prefix_cache_tokens: int = 65_536
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    flush_interval_ms: float = 30.0
+    flush_interval_ms: float | None = None
     roots: tuple[Path, ...] = ()
     preload: tuple[str, ...] = ()
     moderators: tuple[dict[str, Any], ...] = (
@@ -180,7 +181,7 @@ class InferenceSettings:
             breaker_seconds=self.breaker_seconds,
         )
         for name in ("requests_per_minute", "tokens_per_minute", "flush_interval_ms", "threads", "context_length"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative")
         if not self.rate_storage.startswith("async+"):
             raise ValueError("rate_storage must begin with async+, for example async+redis://127.0.0.1:6379")

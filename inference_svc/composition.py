@@ -72,7 +72,7 @@ def compose(config: Config, registry: RegistrySource, make_engine: MakeEngine | 
         models,
         admission,
         Moderation(rules, client_may_relax=settings.client_may_relax_moderation),
-        settings.flush_interval_ms / 1000,
+        None if settings.flush_interval_ms is None else settings.flush_interval_ms / 1000,
         settings.blocked_reply,
     )
     chains = [parse_parameters(Chain, c, field=f"fallbacks[{i}]") for i, c in enumerate(settings.fallbacks)]

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from inference_svc.toolcalls import CLOSE, OPEN
+
 MAX_STOP_SEQUENCES = 64
 """A request with more is refused: each is looked for in every piece of text."""
 
@@ -35,9 +37,12 @@ class TextTable:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.special: frozenset[int] = frozenset(tokenizer.all_special_ids) | {
-            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        added = tokenizer.added_tokens_decoder
+        # Tool calls are read from the text, so their marks belong to it even where the tokenizer calls them special.
+        marks = {index for index, token in added.items() if token.content in (OPEN, CLOSE)}
+        self.special: frozenset[int] = (
+            frozenset(tokenizer.all_special_ids) | {index for index, token in added.items() if token.special}
+        ) - marks
         decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
         self.bytes: list[bytes] | None = None
         if decoder.get("type") == "ByteLevel" and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
