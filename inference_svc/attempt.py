@@ -191,7 +191,7 @@ class Attempt:
     def _engine_request(self, messages: tuple[Message, ...], sampling: Sampling, lease: Lease) -> GenerationRequest:
         request = self._request
         limits = [n for n in (request.max_prompt_tokens, lease.entry.max_context or None) if n is not None]
-        interval = self._with.flush_interval if request.flush_interval is None else request.flush_interval
+        silent = request.flush_tokens is None and request.flush_interval is None
         return GenerationRequest(
             request_id=f"{request.request_id}#{self._number}" if self._number else request.request_id,
             adapter=lease.adapter,
@@ -203,7 +203,7 @@ class Attempt:
             max_prompt_tokens=min(limits, default=None),
             deadline=request.deadline,
             flush_tokens=request.flush_tokens,
-            flush_interval=interval,
+            flush_interval=self._with.flush_interval if silent else request.flush_interval,
             cache_salt=request.cache_salt,
         )
 

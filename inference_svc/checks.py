@@ -19,6 +19,7 @@ MAX_STOP_SEQUENCES = 16
 MAX_STOP_CHARACTERS = 256
 MAX_CHOICES = 1000
 MAX_LABELS = 16
+MAX_FLUSH_SECONDS = 60
 SHOWN = 20
 """Violations that are named; the rest is counted."""
 
@@ -160,6 +161,10 @@ def _streaming(request: ChatRequest) -> Iterator[FieldViolation]:
     for name, count in at_least_one.items():
         if count is not None and count < 1:
             yield FieldViolation(name, f"must be at least 1, not {count}")
+    if request.flush_interval is not None and request.flush_interval > MAX_FLUSH_SECONDS:
+        yield FieldViolation(
+            "spec.streaming.flush_interval", f"must be at most {MAX_FLUSH_SECONDS} s, not {request.flush_interval:g}"
+        )
     for name, value in not_negative.items():
         if value is not None and value < 0:
             yield FieldViolation(name, f"must not be negative, not {value:g}")

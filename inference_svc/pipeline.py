@@ -134,7 +134,7 @@ class Pipeline:
     async def complete(self, request: ChatRequest) -> CompleteReply:
         """The reply in one piece; raises what `generate` raises."""
         # Nobody reads along, so the engine hands the text out at the end.
-        whole = replace(request, flush_tokens=1 << 30, flush_interval=3600.0, heartbeat=0.0, text_so_far=False)
+        whole = replace(request, flush_tokens=1 << 30, flush_interval=None, heartbeat=0.0, text_so_far=False)
         reply = CompleteReply()
         texts: list[str] = []
         async for event in self.generate(whole):

@@ -134,10 +134,12 @@ def _info(model: PreTrainedModel, tokenizer: Any, parameters: RowsParameters, de
     context = min(own, parameters.context_length) if parameters.context_length else own
     template = tokenizer.chat_template
     digest = hashlib.sha256(template.encode()).hexdigest() if isinstance(template, str) and template else ""
+    ends = _end_ids(model, tokenizer)
     return BaseInfo(
         context_length=context,
         vocabulary_size=config.vocab_size,
-        end_token_ids=_end_ids(model, tokenizer),
+        end_token_ids=ends,
+        end_tokens=tuple(tokenizer.convert_ids_to_tokens(list(ends))),
         template_digest=digest,
         quantisation=parameters.quantization,
         device=device.type,
