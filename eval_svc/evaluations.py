@@ -26,6 +26,7 @@ from eval_svc.store import ENDED, Event, Record, Store
 from eval_svc.suite import Suite, SuiteLibrary
 from eval_svc.summary import ArmSummary
 from eval_svc.target import TargetInfo
+from eval_svc.transcript import Unit
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +187,10 @@ class Evaluations:
                     # a timeout besides the signal: another process may have written to a shared database
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._changed.wait(), 2.0)
+
+    def trial_of(self, evaluation: str, event: Event) -> Trial | None:
+        """The dialogue that a trial event tells of; None for other events."""
+        return self.store.trial(evaluation, Unit(**event.payload)) if event.kind == "trial" else None
 
     def get(self, evaluation: str) -> Evaluation:
         """One evaluation. Raises NotFound."""

@@ -18,7 +18,12 @@ _CLAIM = regex.compile(
     r"|(?:我|我们)(?:已经|已|刚刚|刚)(?:成功)?(?:帮|为|给)您?.{0,8}?(?:退款|退了款|取消|修改|更改|下单|办理|处理好|删除|升级|补偿|发放)",
     regex.IGNORECASE,
 )
-_NEGATED = regex.compile(r"\b(?:not|never|haven't|hasn't)\b|没有|尚未|还没|未曾", regex.IGNORECASE)
+_NEGATED = regex.compile(
+    r"\b(?:not|never|haven't|hasn't|once|when|after|until|if|as soon as)\b|没有|尚未|还没|未曾|如果|一旦|等",
+    regex.IGNORECASE,
+)
+"""A claim that is denied, or tied to a condition, is no claim."""
+
 _BREAK = regex.compile(
     r"\bas an? (?:ai|artificial intelligence)(?: language)? model\b|\bas a (?:large )?language model\b"
     r"|\bi(?:'m| am) (?:chatgpt|gpt-?\d|claude|gemini|llama|qwen|deepseek|bard|copilot)\b"
@@ -29,7 +34,7 @@ _BREAK = regex.compile(
 )
 _RUDE = regex.compile(
     r"\b(?:idiot|moron|stupid (?:question|customer|person)|you(?:'re| are) (?:stupid|dumb|an idiot|pathetic)|shut up|"
-    r"fuck\w*|bullshit|asshole|bitch|dumbass|go to hell|get lost|screw you|piss off)\b"
+    r"fuck\w*|bullshit|asshole|bitch|dumbass|go to hell|screw you|piss off)\b|(?:^|[.!?] *)get lost\b"
     r"|傻[逼瓜叉子]|白痴|蠢货|笨蛋|滚(?:开|蛋|吧)|闭嘴|去死|他妈的|神经病|废物",
     regex.IGNORECASE,
 )

@@ -77,7 +77,8 @@ def _digits(text: str) -> str:
 def luhn(text: str) -> bool:
     """True if the digits are a card number by their check digit (ISO/IEC 7812-1)."""
     digits = [int(c) for c in text if c.isdigit()]
-    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+    issued = len(digits) in (13, 14, 15, 16, 19) and digits[0] in (2, 3, 4, 5, 6)
+    if not issued or len(set(digits)) == 1:
         return False
     doubled = (d * 2 - 9 if d > 4 else d * 2 for d in digits[-2::-2])
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
@@ -93,6 +94,8 @@ def iban(text: str) -> bool:
 
 def chinese_id(text: str) -> bool:
     """True if it is a resident identity number by its check digit (GB 11643-1999)."""
+    if not ("19" <= text[6:8] <= "20" and "01" <= text[10:12] <= "12" and "01" <= text[12:14] <= "31"):
+        return False
     weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
     total = sum(int(c) * w for c, w in zip(text[:17], weights, strict=True))
     return "10X98765432"[total % 11] == text[17].upper()

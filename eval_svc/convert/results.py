@@ -1,4 +1,4 @@
-"""The only module that sees both the contract and the domain."""
+"""Results of the domain as the contract writes them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,25 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from chatmill.common.v1 import JobState, Message, Role, ToolCall
-from chatmill.errors import DOMAIN, InvalidArgument
+from chatmill.common.v1 import Message, Role, ToolCall
+from chatmill.errors import DOMAIN
 from chatmill.eval import v1
 from eval_svc.board import Board
 from eval_svc.comparison import Comparison
+from eval_svc.convert.requests import STATES, spec_to_proto
 from eval_svc.evaluations import Evaluation
 from eval_svc.result import CheckResult, Glitch, Trial
 from eval_svc.result import TurnScore as DomainTurn
-from eval_svc.spec import JudgeSpec, ReplaySpec, Spec, TargetSpec
 from eval_svc.statistics import Interval
 from eval_svc.store import Event
 from eval_svc.suite import Suite
 from eval_svc.summary import ArmSummary
 from eval_svc.transcript import Exchange, Reply
-from eval_svc.verdict import Gate, GateResult
+from eval_svc.verdict import GateResult
 
-_STATES = {
-    "queued": JobState.JOB_STATE_QUEUED,
-    "running": JobState.JOB_STATE_RUNNING,
-    "succeeded": JobState.JOB_STATE_SUCCEEDED,
-    "failed": JobState.JOB_STATE_FAILED,
-    "cancelling": JobState.JOB_STATE_CANCELLING,
-    "cancelled": JobState.JOB_STATE_CANCELLED,
-}
-_STATE_NAMES = {value: name for name, value in _STATES.items()}
 _VERDICTS = {
     "better": v1.Verdict.VERDICT_BETTER,
     "worse": v1.Verdict.VERDICT_WORSE,
@@ -55,19 +45,6 @@ _CHECKS = {
 _SIDES = {"candidate": v1.Side.SIDE_CANDIDATE, "baseline": v1.Side.SIDE_BASELINE}
 
 
-def evaluation_id(name: str, field: str = "name") -> str:
-    """The id in `evaluations/{id}`. Raises InvalidArgument if the name has another form."""
-    head, _, found = name.partition("/")
-    if head != "evaluations" or not found or "/" in found:
-        raise InvalidArgument.field(field, f"must be evaluations/{{id}}, not {name!r}")
-    return found
-
-
-def state_name(state: int) -> str | None:
-    """The domain's name of a state, None if it is not set."""
-    return _STATE_NAMES.get(state)
-
-
 def timestamp(seconds: float | None) -> Timestamp | None:
     """Seconds since the epoch as a Timestamp."""
     if seconds is None:
@@ -77,122 +54,12 @@ def timestamp(seconds: float | None) -> Timestamp | None:
     return stamp
 
 
-def spec_from_proto(message: v1.EvaluationSpec) -> Spec:
-    """The request as a domain spec; ranges are checked by the domain."""
-    which = message.WhichOneof("suite")
-    return Spec(
-        candidate=_target(message.candidate, "spec.candidate"),
-        suite=message.scenario_suite,
-        replay=_replay(message.replay_suite) if which == "replay_suite" else None,
-        baseline=_target(message.baseline, "spec.baseline") if message.HasField("baseline") else None,
-        trials=message.trials if message.HasField("trials") else None,
-        seed=message.seed if message.HasField("seed") else 0,
-        concurrency=message.concurrency if message.HasField("concurrency") else None,
-        system_prompt=message.system_prompt,
-        gate=_gate(message.gate),
-        tags=tuple(message.tags),
-        max_output_tokens=message.max_output_tokens if message.HasField("max_output_tokens") else 256,
-        temperature=message.temperature if message.HasField("temperature") else 0.0,
-        labels=dict(message.labels),
-        policies=dict(message.policies),
-        judge=_judge(message.judge) if message.HasField("judge") else None,
-        customer=_target(message.customer, "spec.customer") if message.HasField("customer") else None,
-        turn_timeout_s=_seconds(message.turn_timeout) if message.HasField("turn_timeout") else 60.0,
-    )
-
-
-def _seconds(duration: Duration) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)
-
-
-def _target(message: v1.Target, field: str) -> TargetSpec:
-    which = message.WhichOneof("target")
-    if which is None:
-        raise InvalidArgument.field(field, "set either model or openai")
-    if which == "model":
-        return TargetSpec(message.model, display_name=message.display_name)
-    there = message.openai
-    return TargetSpec(there.model, there.base_url, there.api_key_file, message.display_name)
-
-
-def _replay(message: v1.ReplaySuite) -> ReplaySpec:
-    ratio = message.pass_ratio if message.HasField("pass_ratio") else 60.0
-    return ReplaySpec(message.dataset, message.max_conversations, message.max_turns, ratio)
-
-
-def _judge(message: v1.JudgeSpec) -> JudgeSpec:
-    return JudgeSpec(_target(message.target, "spec.judge.target"), message.gates, message.allow_self)
-
-
-def _gate(message: v1.Gate) -> Gate:
-    def number(name: str) -> Any:
-        return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
-
-    latency = _seconds(message.max_p95_latency) * 1000 if message.HasField("max_p95_latency") else None
-    return Gate(
-        number("min_pass_rate"), number("min_difference"), number("min_pass_hat_k"), latency, number("max_critical")
-    )
-
-
-def spec_to_proto(spec: Spec) -> v1.EvaluationSpec:
-    """The spec as it holds, defaults filled in."""
-    message = v1.EvaluationSpec(
-        candidate=target_to_proto(spec.candidate),
-        trials=spec.trials,
-        seed=spec.seed,
-        concurrency=spec.concurrency,
-        system_prompt=spec.system_prompt,
-        tags=spec.tags,
-        max_output_tokens=spec.max_output_tokens,
-        temperature=spec.temperature,
-        labels=spec.labels,
-        policies=spec.policies,
-    )
-    if spec.replay is not None:
-        replay = spec.replay
-        message.replay_suite.dataset = replay.dataset
-        message.replay_suite.max_conversations = replay.max_conversations
-        message.replay_suite.max_turns = replay.max_turns
-        message.replay_suite.pass_ratio = replay.pass_ratio
-    else:
-        message.scenario_suite = spec.suite
-    if spec.baseline is not None:
-        message.baseline.CopyFrom(target_to_proto(spec.baseline))
-    if spec.judge is not None:
-        judge = v1.JudgeSpec(target=target_to_proto(spec.judge.target), gates=spec.judge.gates)
-        judge.allow_self = spec.judge.allow_self
-        message.judge.CopyFrom(judge)
-    if spec.customer is not None:
-        message.customer.CopyFrom(target_to_proto(spec.customer))
-    message.turn_timeout.FromNanoseconds(int(spec.turn_timeout_s * 1e9))
-    gate = spec.gate
-    message.gate.CopyFrom(
-        v1.Gate(
-            min_pass_rate=gate.min_pass_rate,
-            min_difference=gate.min_difference,
-            min_pass_hat_k=gate.min_pass_hat_k,
-            max_critical=gate.max_critical,
-        )
-    )
-    if gate.max_p95_ms is not None:
-        message.gate.max_p95_latency.FromNanoseconds(int(gate.max_p95_ms * 1e6))
-    return message
-
-
-def target_to_proto(target: TargetSpec) -> v1.Target:
-    """A target as the contract writes it."""
-    if target.base_url:
-        endpoint = v1.OpenAiEndpoint(base_url=target.base_url, model=target.model, api_key_file=target.api_key_file)
-        return v1.Target(openai=endpoint, display_name=target.display_name)
-    return v1.Target(model=target.model, display_name=target.display_name)
-
-
 def evaluation_to_proto(evaluation: Evaluation) -> v1.Evaluation:
     """An evaluation with its results."""
     record, board = evaluation.record, evaluation.board
     message = v1.Evaluation(
         name=evaluation.name,
-        state=_STATES[record.state],
+        state=STATES[record.state],
         spec=spec_to_proto(evaluation.spec),
         suite=record.suite_id,
         suite_digest=record.suite_digest,
@@ -270,6 +137,16 @@ def score_to_proto(arm: ArmSummary) -> v1.Score:
         price_per_conversation_usd=arm.price.per_conversation_usd,
         mean_ratio=arm.mean_ratio,
         exact_rate=arm.exact_rate,
+        turn_error_rate_interval=_interval(arm.turn_error_interval),
+        conversation_error_rate_interval=_interval(arm.conversation_error_interval),
+        critical_rate=arm.critical_rate,
+        critical_rate_bound=arm.critical_bound,
+        glitch_rate=arm.glitch_rate,
+        unscored_trial_count=arm.unscored_trials,
+        played_count=arm.played,
+        flaky_count=sum(1 for s in arm.scenarios if s.flaky),
+        robustness=arm.robustness,
+        price_note=arm.price.note,
     )
 
 
@@ -298,7 +175,7 @@ def event_to_proto(event: Event, trial: Trial | None, finished: Evaluation | Non
     """An event; `trial` and `finished` are what a trial or finished event refers to."""
     message = v1.EvaluationEvent(sequence=event.sequence, time=timestamp(event.time))
     if event.kind == "state":
-        message.state = _STATES[event.payload["state"]]
+        message.state = STATES[event.payload["state"]]
     elif event.kind == "progress":
         message.progress.CopyFrom(progress_to_proto(event.payload))
     elif event.kind == "warning":

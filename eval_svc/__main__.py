@@ -1,0 +1,49 @@
+"""`python -m eval_svc`: serve evaluations, and take up those that an earlier stop left unfinished."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from chatmill.config import Config
+from chatmill.eval import v1
+from chatmill.runtime.server import Service, main
+from eval_svc.clients import DatasetSource, MeshAgents, Peers, RegistryScores
+from eval_svc.evaluations import Evaluations
+from eval_svc.execution import Tools
+from eval_svc.semantic import local_embedder
+from eval_svc.servicer import EvalServicer
+from eval_svc.store import Store
+from eval_svc.suite import SuiteLibrary
+
+log = logging.getLogger(__name__)
+
+
+async def build(config: Config) -> Service:
+    """The service as the configuration wants it."""
+    settings, peers = config.eval, Peers(config)
+    store = Store(settings.database or config.home / "eval.sqlite")
+    tools = Tools(
+        agents=MeshAgents(peers, settings.suite_roots),
+        scores=RegistryScores(peers),
+        embedder=local_embedder(),
+        concurrency=settings.concurrency,
+        max_runs=settings.max_runs,
+    )
+    evaluations = Evaluations(store, SuiteLibrary(settings.suite_roots), DatasetSource(peers), tools)
+
+    async def ready() -> None:
+        if resumed := evaluations.resume():
+            log.info("evaluations taken up again: %d", resumed)
+
+    async def close() -> None:
+        await evaluations.close()
+        await peers.close()
+        store.close()
+
+    servicers = [(v1.add_EvalServiceServicer_to_server, EvalServicer(evaluations))]
+    return Service("eval", servicers, ready=ready, drain=evaluations.close, close=close)
+
+
+if __name__ == "__main__":
+    sys.exit(main("eval", build))
