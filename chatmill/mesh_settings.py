@@ -79,6 +79,8 @@ class Keepalive:
 class Peers:
     """Where the services are, when they are not on the host and port of their own section.
 
+    Several replicas are taken in turn: a DNS name with several addresses, or `ipv4:10.0.0.1:50053,10.0.0.2:50053`.
+
     Attributes:
         dataset: `host:port` of the dataset service; without it `dataset.host` and `dataset.port` hold.
         factory: `host:port` of the factory.
@@ -100,7 +102,8 @@ class Mesh:
         home: folder of all state: datasets, artifacts, registry.yaml, SQLite files, logs, run files.
         log_level: lowest level that is logged.
         log_format: `console` for people, `json` for one object per line.
-        metrics_port: port of a Prometheus page at http://host:port/metrics; off without it. 0 takes a free one.
+        metrics_port: port of a Prometheus page at http://host:port/metrics; off without it. 0 takes a free one. It asks
+            for no token; with TLS it is https, under `mtls` it wants a certificate.
         reflection: whether servers describe themselves; `auto` only on loopback.
         max_message_bytes: largest message that is sent or taken, in bytes, on both sides.
         unary_timeout_seconds: deadline of a unary call for which the caller gives none; 0 for none.

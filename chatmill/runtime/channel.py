@@ -12,9 +12,10 @@ because they carry a `request_id`.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ import grpc.aio
 from chatmill.config import Config, Mesh
 from chatmill.runtime import calls, endpoint, status
 from chatmill.runtime.middleware import REQUEST_ID, REQUEST_ID_KEY, new_request_id
-from chatmill.runtime.security import WatchedFiles, channel_credentials, read_client_token
+from chatmill.runtime.security import WatchedFiles, channel_credentials, read_client_token, security_files
 
 SERVICE_CONFIG = json.dumps(
     {
@@ -65,23 +66,14 @@ def connect(
         InvalidArgument: reason `INVALID_CONFIG`, if a certificate or token file can't be read.
     """
     mesh = (config or Config()).mesh
-    credentials = channel_credentials(mesh.security)
-    options = channel_options(mesh)
-    inner = (
-        grpc.aio.insecure_channel(target, options=options)
-        if credentials is None
-        else grpc.aio.secure_channel(target, credentials, options=options)
-    )
     token_file = mesh.security.client_token_file
-    return Channel(
-        inner,
-        _Policy(
-            target,
-            mesh.unary_timeout_seconds if default_timeout is None else default_timeout,
-            mesh.stream_timeout_seconds if stream_timeout is None else stream_timeout,
-            WatchedFiles((token_file,), lambda: read_client_token(token_file)) if token_file else None,
-        ),
+    policy = _Policy(
+        target,
+        mesh.unary_timeout_seconds if default_timeout is None else default_timeout,
+        mesh.stream_timeout_seconds if stream_timeout is None else stream_timeout,
+        WatchedFiles((token_file,), lambda: read_client_token(token_file)) if token_file else None,
     )
+    return Channel(policy, mesh)
 
 
 def connect_service(service: str, config: Config) -> Channel:
@@ -135,10 +127,17 @@ class _Policy:
 
 
 class _Callable:
-    """A method of a stub: makes gRPC's call with deadline and metadata, and wraps it."""
+    """A method of a stub: makes gRPC's call with deadline and metadata, and wraps it.
 
-    def __init__(self, inner: Any, method: str, policy: _Policy, wrap: type[Any]) -> None:
-        self._inner = inner
+    Args:
+        make: gRPC's multi-callable of the method, on whichever connection the channel uses now.
+        method: its full name.
+        policy: what is added to the call.
+        wrap: class of the call.
+    """
+
+    def __init__(self, make: Callable[[], Any], method: str, policy: _Policy, wrap: type[Any]) -> None:
+        self._make = make
         self._method = method
         self._policy = policy
         self._wrap = wrap
@@ -157,7 +156,7 @@ class _Callable:
     ) -> Any:
         sent = self._policy.metadata(metadata)
         outbox = (calls.Outbox(),) if self._takes_stream and request is None else ()
-        call = self._inner(
+        call = self._make()(
             outbox[0] if outbox else request,
             timeout=self._policy.timeout(timeout, streams=self._streams),
             metadata=tuple(sent),
@@ -169,56 +168,87 @@ class _Callable:
 
 
 class Channel(grpc.aio.Channel):
-    """gRPC's channel with every call wrapped; made by `connect`, used like any `grpc.aio.Channel`."""
+    """gRPC's channel with every call wrapped; made by `connect`, used like any `grpc.aio.Channel`.
 
-    def __init__(self, inner: grpc.aio.Channel, policy: _Policy) -> None:
-        self._inner = inner
+    gRPC's client never reads certificates again (grpc#41779), so this channel looks at the files before each call and
+    opens a new connection when they have changed; calls under way finish on the old one.
+    """
+
+    def __init__(self, policy: _Policy, mesh: Mesh) -> None:
         self._policy = policy
+        self._options = channel_options(mesh)
+        files = security_files(mesh.security)
+        self._credentials = WatchedFiles(files, lambda: channel_credentials(mesh.security))
+        self._inner = self._dial()
+        self._replaced: set[asyncio.Task[None]] = set()
 
     @property
     def target(self) -> str:
         """The address that it dials."""
         return self._policy.target
 
+    def _dial(self) -> grpc.aio.Channel:
+        credentials, _ = self._credentials.get()
+        if credentials is None:
+            return grpc.aio.insecure_channel(self.target, options=self._options)
+        return grpc.aio.secure_channel(self.target, credentials, options=self._options)
+
+    def _current(self) -> grpc.aio.Channel:
+        _, changed = self._credentials.get()
+        if changed:
+            closing = asyncio.create_task(self._inner.close(self._policy.stream_timeout or None))
+            self._replaced.add(closing)
+            closing.add_done_callback(self._replaced.discard)
+            self._inner = self._dial()
+        return self._inner
+
+    def _method(self, arity: str, wrap: type[Any], method: str, args: tuple[Any, ...], more: dict[str, Any]) -> Any:
+        made: list[Any] = [None, None]  # the channel, and its multi-callable
+
+        def make() -> Any:
+            inner = self._current()
+            if made[0] is not inner:
+                made[:] = inner, getattr(inner, arity)(method, *args, **more)
+            return made[1]
+
+        return _Callable(make, method, self._policy, wrap)
+
     def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes one message and answers one."""
-        made = self._inner.unary_unary(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.UnaryUnary)
+        return self._method("unary_unary", calls.UnaryUnary, method, args, kwargs)
 
     def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes one message and answers a stream."""
-        made = self._inner.unary_stream(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.UnaryStream)
+        return self._method("unary_stream", calls.UnaryStream, method, args, kwargs)
 
     def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes a stream and answers one message."""
-        made = self._inner.stream_unary(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.StreamUnary)
+        return self._method("stream_unary", calls.StreamUnary, method, args, kwargs)
 
     def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method that takes a stream and answers one."""
-        made = self._inner.stream_stream(method, *args, **kwargs)
-        return _Callable(made, method, self._policy, calls.StreamStream)
+        return self._method("stream_stream", calls.StreamStream, method, args, kwargs)
 
     async def close(self, grace: float | None = None) -> None:
         """Close the connection; calls under way get `grace` seconds."""
+        for closing in self._replaced:
+            closing.cancel()
         await self._inner.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         """State of the connection."""
-        return self._inner.get_state(try_to_connect)
+        return self._current().get_state(try_to_connect)
 
     async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
         """Return when the state is another than `last_observed_state`."""
-        await self._inner.wait_for_state_change(last_observed_state)
+        await self._current().wait_for_state_change(last_observed_state)
 
     async def channel_ready(self) -> None:
         """Return when the connection stands."""
-        await self._inner.channel_ready()
+        await self._current().channel_ready()
 
     async def __aenter__(self) -> Channel:
-        await self._inner.__aenter__()
         return self
 
     async def __aexit__(self, *exc: Any) -> None:
-        await self._inner.__aexit__(*exc)
+        await self.close()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from chatmill.config import SERVICES, Config
-from chatmill.errors import Unavailable
+from chatmill.errors import FailedPrecondition, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,23 @@ def run_file(home: Path, service: str) -> Path:
 
 
 def announce(home: Path, endpoint: Endpoint) -> None:
-    """Write the run file, all at once."""
+    """Write the run file, all at once.
+
+    Raises:
+        FailedPrecondition: reason `HOME_NOT_WRITABLE`.
+    """
     path = run_file(home, endpoint.service)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(endpoint)) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(endpoint)) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"{path} can't be written: {error.strerror}. Make room or choose another folder with mesh.home or "
+            "CHATMILL_HOME.",
+            reason="HOME_NOT_WRITABLE",
+        ) from error
 
 
 def withdraw(home: Path, service: str) -> None:

@@ -38,8 +38,8 @@ class WatchedFiles(Generic[T]):
     def __init__(self, paths: tuple[Path, ...], make: Callable[[], T]) -> None:
         self._paths = paths
         self._make = make
+        self._value = make()  # first, since it tells which option a missing file belongs to
         self._stamp = self._stamps()
-        self._value = make()
 
     def get(self) -> tuple[T, bool]:
         """The value, and whether it is new since the last call."""
@@ -105,8 +105,6 @@ def server_credentials(security: Security) -> grpc.ServerCredentials | None:
             [pair], root_certificates=_read(roots, "ca_file") if roots and security.mtls else None
         )
 
-    for path, name in ((cert, "cert_file"), (key, "key_file")):
-        _read(path, name)
     watched = WatchedFiles((cert, key, *([roots] if roots else [])), make)
     initial, _ = watched.get()
 
@@ -134,6 +132,14 @@ def channel_credentials(security: Security) -> grpc.ChannelCredentials | None:
     return grpc.ssl_channel_credentials(roots, _read(key, "client_key_file"), _read(cert, "client_cert_file"))
 
 
+def security_files(security: Security) -> tuple[Path, ...]:
+    """The files that `channel_credentials` reads; none if our own clients speak plain text."""
+    files = [security.ca_file]
+    if security.mtls:
+        files += [security.client_cert_file or security.cert_file, security.client_key_file or security.key_file]
+    return tuple(path for path in files if path is not None)
+
+
 def _read(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
@@ -155,7 +161,6 @@ class Tokens:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        _read(path, "token_file")
         self._watched = WatchedFiles((path,), self._load)
         if path.stat().st_mode & 0o077:
             log.warning("%s can be read by other users of this machine; chmod 600 it", path)

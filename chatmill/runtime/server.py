@@ -115,7 +115,10 @@ class Running:
         await asyncio.sleep(self.mesh.drain_seconds if drain is None else drain)
         self.gate.close()
         if self.service.drain is not None:
-            await self.service.drain()
+            try:
+                await self.service.drain()
+            except Exception:
+                log.exception("the service's drain failed; it is stopped and closed all the same")
         if not await self._idle_within(self.mesh.grace_seconds if grace is None else grace):
             log.warning("calls did not end in time and are cancelled", extra={"fields": {"calls": self.gate.active}})
         # health watches and reflection are all that may be left after the grace, and they have no end of their own
@@ -205,12 +208,19 @@ def server_options(mesh: Mesh) -> list[tuple[str, Any]]:
     ]
 
 
-def check_free(section: str, host: str, port: int) -> None:
+def check_free(section: str, host: str, port: int, *, option: str = "") -> None:
     """Try the address with a plain socket first, since gRPC's own refusal is several lines that name no way out.
+
+    Args:
+        section: who wants it, for the message.
+        host: address.
+        port: port; 0 is always free.
+        option: key of the port's option; that of the section without it.
 
     Raises:
         FailedPrecondition: reason `PORT_IN_USE` or `CANNOT_BIND`.
     """
+    option = option or f"{section}.port"
     bare = host.strip("[]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -224,13 +234,12 @@ def check_free(section: str, host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise FailedPrecondition(
                 f"{section} can't start: {host}:{port} is in use by another process. Stop that one, or choose another "
-                f"port with {section}.port or {configuration.env_name(f'{section}.port')} (0 takes any free one).",
+                f"port with {option} or {configuration.env_name(option)} (0 takes any free one).",
                 reason="PORT_IN_USE",
                 metadata={"address": f"{host}:{port}"},
             ) from error
         raise FailedPrecondition(
-            f"{section} can't listen on {host}:{port}: {error.strerror or error}. Check {section}.host and "
-            f"{section}.port.",
+            f"{section} can't listen on {host}:{port}: {error.strerror or error}. Check {section}.host and {option}.",
             reason="CANNOT_BIND",
             metadata={"address": f"{host}:{port}"},
         ) from error
@@ -252,8 +261,8 @@ async def serve(service: Service, config: Config) -> None:
         if service.close is not None:
             await service.close()
         raise
-    page = _metrics_page(running)
     try:
+        page = _metrics_page(running)
         await _until_ready_or(stop, running)
         if not stop.is_set():
             endpoint.announce(config.home, endpoint.Endpoint(service.name, os.getpid(), running.host, running.port))
@@ -298,7 +307,7 @@ def _metrics_page(running: Running) -> str | None:
     mesh, files = running.mesh, running.mesh.security
     if mesh.metrics_port is None:
         return None
-    check_free("mesh.metrics", running.host, mesh.metrics_port)
+    check_free(running.service.name, running.host, mesh.metrics_port, option="mesh.metrics_port")
     tls = {"certfile": str(files.cert_file), "keyfile": str(files.key_file)} if files.cert_file else {}
     if files.mtls:
         tls |= {"client_cafile": str(files.ca_file), "client_auth_required": True}  # type: ignore[dict-item]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 from probe_service import ProbeRequest, ProbeServicer, ProbeStub
 
-from chatmill.config import Config, Security
+from chatmill.config import Config, Mesh, Security
 from chatmill.errors import InvalidArgument, Unauthenticated, Unavailable
 from chatmill.runtime import channel, health, security, server, testing
 
@@ -163,16 +165,12 @@ async def test_plain_text_and_foreign_authorities_are_refused(
 
 
 def _mesh(candidate: Security) -> Any:
-    from chatmill.config import Mesh
-
     return Mesh(security=candidate)
 
 
 async def test_a_rotated_certificate_is_shown_from_the_next_handshake(
     pki: Pki, service: server.Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import ssl
-
     cert, key = pki.sign("rotating", "first")
     config = testing.local_config(tmp_path, tls(pki, cert_file=cert, key_file=key))
     async with testing.running(service, config) as harness:
@@ -180,8 +178,6 @@ async def test_a_rotated_certificate_is_shown_from_the_next_handshake(
 
         def shown() -> str:
             return ssl.get_server_certificate(address)
-
-        import asyncio
 
         first = await asyncio.to_thread(shown)
         assert first.split() == cert.read_text().split()
@@ -191,6 +187,26 @@ async def test_a_rotated_certificate_is_shown_from_the_next_handshake(
         assert second != first
         cert.write_text("not a certificate")
         assert await health.check(harness.channel)
+
+
+async def test_a_client_shows_its_rotated_certificate_without_a_restart(
+    pki: Pki, service: server.Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = pki.sign("rotating-client", "before")
+    client = {"client_cert_file": cert, "client_key_file": key}
+    config = testing.local_config(tmp_path, tls(pki, mtls=True, **client))
+    async with testing.running(service, config) as harness:
+        assert await name_of(harness, caplog) == "before"
+        stub: Any = ProbeStub(harness.channel)
+        under_way = stub.StreamStream()
+        await under_way.write(ProbeRequest(name="1"))
+        assert (await anext(under_way)).text == "1"
+        pki.sign("rotating-client", "after")
+        assert await name_of(harness, caplog) == "after"
+        await under_way.write(ProbeRequest(name="2"))
+        assert (await anext(under_way)).text == "2"
+        await under_way.done_writing()
+        assert [m async for m in under_way] == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -279,6 +280,71 @@ async def test_the_metrics_page_counts_calls(spawn: Spawn, tmp_path: Path) -> No
     page = await asyncio.to_thread(lambda: urllib.request.urlopen(entry["metrics"], timeout=5).read().decode())
     assert f'chatmill_rpc_seconds_count{{code="OK",method="/{SERVICE}/UnaryUnary"}} 1.0' in page
     assert f'chatmill_rpc_messages_sent_total{{method="/{SERVICE}/UnaryStream"}} 3.0' in page
+
+
+async def test_a_home_that_can_not_be_written_is_one_line(spawn: Spawn, tmp_path: Path) -> None:
+    (tmp_path / "run").touch()  # a file where the folder should be
+    process = await spawn("--set", "dataset.port=0")
+    _, error = await process.communicate()
+    assert process.returncode == 2
+    assert error.decode().splitlines()[-1].startswith(f"dataset: {tmp_path}/run/dataset.json can't be written")
+    assert (tmp_path / "closed").exists()
+
+
+async def test_a_metrics_port_in_use_stops_the_start_and_closes(spawn: Spawn, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        process = await spawn("--set", "dataset.port=0", "--set", f"mesh.metrics_port={port}")
+        _, error = await process.communicate()
+    assert process.returncode == 2
+    assert f"127.0.0.1:{port} is in use" in error.decode()
+    assert "mesh.metrics_port" in error.decode()
+    assert (tmp_path / "closed").exists()
+
+
+async def test_a_drain_that_fails_does_not_keep_the_service_open(config: Config) -> None:
+    closed = asyncio.Event()
+
+    async def drain() -> None:
+        raise RuntimeError("no")
+
+    async def close() -> None:
+        closed.set()
+
+    service = server.Service("dataset", [(add_to_server, ProbeServicer())], drain=drain, close=close)
+    running = await server.start(service, config)
+    await running.stop(drain=0)
+    assert closed.is_set()
+
+
+@pytest.mark.slow
+async def test_thousands_of_aborted_streams_leave_nothing_behind(
+    servicer: ProbeServicer, harness: testing.Harness
+) -> None:
+    servicer.go_on = asyncio.Event()
+    stub: Any = ProbeStub(harness.channel)
+
+    async def abort(count: int) -> None:
+        for index in range(count):
+            call = stub.UnaryStream(ProbeRequest(name="a"))
+            await anext(call)
+            if index % 2:
+                call.cancel()  # the others are just dropped
+            servicer.seen.clear()
+        await asyncio.wait_for(harness.running.gate.idle(), 10)
+        gc.collect()
+
+    await abort(1000)
+    tasks, pages = len(asyncio.all_tasks()), resident_bytes()
+    await abort(10_000)
+    assert len(asyncio.all_tasks()) <= tasks
+    assert (resident_bytes() - pages) / 10_000 < 100  # bytes per stream; a swallowed cancel leaks at least 136
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_targets(tmp_path: Path) -> None:
