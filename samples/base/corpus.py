@@ -1,0 +1,265 @@
+"""Conversations of many invented businesses: the corpus of chatmill-tiny.
+
+Each conversation has a system prompt of its own with the facts that hold there, so that the model learns to look facts up,
+to copy numbers and names, to say when it does not know, and to hand over when the prompt says so. Nothing about any
+particular business stays in its weights, which is what tuning is for.
+"""
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samples.grammar import bank, expand
+from samples.lines import Speech, transfer
+
+Message = dict[str, str]
+_PHRASES = Path(__file__).with_name("phrases")
+HANDOVERS = ("complaint", "legal", "injury", "request", "fraud", "safety")
+CHAT = ("greet", "thanks", "bye", "mood", "who", "robot", "skills", "insult", "unclear", "tongue")
+REFUSALS = ("offtopic", "extract", "privacy", "bargain", "commit", "rival")
+CHINESE_SHARE = 0.27
+"""Share of conversations in Chinese."""
+
+_RULES = {
+    "en": [
+        "Pass complaints, legal threats, injuries, fraud, danger and requests for a person to a person.",
+        "Call transfer_to_human for complaints, legal threats, injuries, requests for a person, fraud and danger.",
+        "Hand over to a colleague when there is a complaint, a legal threat, an injury, fraud, danger or the wish for a person.",
+    ],
+    "zh": ["投诉、法律威胁、受伤、盗刷、危险或要求人工时转接同事。", "遇到投诉、起诉、受伤、要求人工、盗刷和危险，调用transfer_to_human。"],
+}
+_NO_RULE = {
+    "en": ["I'm sorry to hear that. How can I help you?", "I'm sorry. Please tell me more about it."],
+    "zh": ["很抱歉听到这个。请问我能怎么帮您？"],
+}
+_DANGER = {
+    "en": ["I'm very sorry. Please call the emergency number or a doctor at once.", "I'm so sorry. Please get help at once: call the emergency number."],
+    "zh": ["非常抱歉，请马上拨打急救电话或者找医生。"],
+}
+_UNKNOWN = {
+    "en": ["I'm sorry, I have no information about <topic>.", "I have no information about <topic> here, sorry."],
+    "zh": ["抱歉，我没有关于<topic>的信息。"],
+}
+_SYSTEM = {
+    "en": [
+        "You are <bot>, the assistant of <company>, <kind>.",
+        "You are <bot>, the assistant of <company>.",
+        "You are <bot>, the assistant of the <plain> <company>.",
+        "You are <bot> and you answer the customers of <company>, <kind>.",
+        "<company> is <kind>. You are its assistant <bot>.",
+        "You are <bot>, the digital assistant of <company>. Be short and friendly.",
+    ],
+    "zh": ["你是<company>的助手<bot>。", "你是<bot>，<kind><company>的助手。", "你是<bot>，负责回答<company>客户的问题。"],
+}
+
+
+@dataclass(slots=True)
+class _Scene:
+    """A business, its customer and what has been said so far."""
+
+    language: str
+    kind: str
+    slots: dict[str, Any]
+    topics: list[dict[str, Any]]
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    memory: bool = False
+    last: bool = False
+    rule: bool = False
+    messages: list[Message] = field(default_factory=list)
+
+    def add(self, user: str, agent: str) -> None:
+        self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": agent}]
+
+
+def conversations(count: int, seed: int) -> Iterator[list[Message]]:
+    """`count` conversations in the order of roles system, user, assistant, ...; the same for the same seed."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        yield conversation(rng)
+
+
+def conversation(rng: random.Random) -> list[Message]:
+    """One conversation: a system prompt and one to five exchanges."""
+    scene = _scene(rng)
+    speech = Speech(bank(_PHRASES / f"acts_{scene.language}.yaml"), scene.language)
+    scene.messages.append({"role": "system", "content": _system(scene, rng)})
+    for _ in range(rng.choices((1, 2, 3, 4, 5), (20, 30, 25, 15, 10))[0]):
+        if not _exchange(scene, speech, rng):
+            break
+    return scene.messages
+
+
+def identifier(rng: random.Random) -> str:
+    """An order number or the like, in one of the usual forms."""
+    digits = "".join(rng.choice("0123456789") for _ in range(rng.choice((3, 4, 4, 4, 5, 6))))
+    letters = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(rng.choice((1, 1, 1, 2, 2, 3))))
+    return rng.choice((f"{letters}-{digits}", f"{letters}-{digits}", f"{letters}{digits}", digits))
+
+
+def _date(rng: random.Random, language: str) -> str:
+    day, month = rng.randint(1, 28), rng.randrange(12)
+    if language == "zh" and rng.random() < 0.7:
+        return f"{month + 1}月{day}日"
+    return f"{day} {bank(_PHRASES / 'world.yaml')['months'][month]}"
+
+
+def _scene(rng: random.Random) -> _Scene:
+    world = bank(_PHRASES / "world.yaml")
+    language = "zh" if rng.random() < CHINESE_SHARE else "en"
+    chinese = language == "zh"
+    kinds: Mapping[str, list[str]] = world["kinds_zh" if chinese else "kinds"]
+    kind = "shop" if rng.random() < 0.55 else rng.choice(list(kinds))
+    if chinese:
+        topics = [t for t in bank_list("topics_zh") if kind in t["kinds"]]
+        company = rng.choice(world["company_zh_a"]) if rng.random() < 0.6 else _company(rng, world)
+        bot = rng.choice(world["bots_zh"] if rng.random() < 0.6 else world["bots_en"])
+        words: Mapping[str, Any] = bank(_PHRASES / "acts_zh.yaml")
+        item = rng.choice(words["items"])
+    else:
+        topics = [t for t in bank_list("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")]
+        topics = topics + [t for t in bank_list("topics_en_other") if kind in t["kinds"]]
+        company, bot, words = _company(rng, world), rng.choice(world["bots_en"]), world
+        item = rng.choice(world["items"])
+        if rng.random() < 0.3:
+            item = f"{rng.choice(world['colours'])} {item}"
+    pay = words["pay"]
+    slots: dict[str, Any] = {
+        "bot": bot, "company": company, "item": item, "rival": world["rivals"], "country": words["country"], "pay": pay,
+        "kind": expand(rng.choice(kinds[kind]), rng), "id": identifier(rng), "d": _date(rng, language),
+        "name": rng.choice(world["names_zh" if chinese and rng.random() < 0.7 else "names_en"]),
+        "noun": "Order" if kind == "shop" else rng.choice(("Booking", "Contract", "Ticket", "Account", "Request")),
+    }  # fmt: skip
+    slots["plain"] = str(slots["kind"]).split(" ", 1)[-1]
+    slots["low"] = str(slots["noun"]).lower()
+    return _Scene(language, kind, slots, topics)
+
+
+def bank_list(name: str) -> list[dict[str, Any]]:
+    """The topics of a file of topics."""
+    loaded: Any = bank(_PHRASES / f"{name}.yaml")
+    return list(loaded)
+
+
+def _company(rng: random.Random, world: Mapping[str, Any]) -> str:
+    name = f"{rng.choice(world['company_a'])}{rng.choice(world['company_b'])}"
+    return name if rng.random() < 0.8 else f"{rng.choice(world['company_a'])} {rng.choice(world['company_b']).title()}"
+
+
+def _system(scene: _Scene, rng: random.Random) -> str:
+    # A Chinese customer is often served under an English prompt, so the model must follow the customer's language.
+    written = "en" if scene.language == "en" or rng.random() < 0.5 else "zh"
+    slots = dict(scene.slots)
+    if scene.language == "zh" and written == "en":
+        slots["plain"], slots["kind"] = "company", "a company"
+    elif scene.language == "zh":
+        slots["kind"] = scene.slots["kind"]
+    parts = [expand(rng.choice(_SYSTEM[written]), rng, slots)]
+    told = rng.choice((0, 0, 1, 2, 3, 4, 5))
+    for topic in rng.sample(scene.topics, min(told, len(scene.topics))):
+        values = {key: rng.choice(choices) for key, choices in topic["values"].items()}
+        scene.known[topic["name"]] = values
+        parts.append(expand(rng.choice(topic["fact"]), rng, values))
+    if rng.random() < 0.4:
+        scene.rule = True
+        parts.append(rng.choice(_RULES[written]))
+    first, rest = parts[0], parts[1:]
+    rng.shuffle(rest)
+    rest += _memory(scene, rng)
+    joint = rng.choice((" ", "\n"))
+    return joint.join([first, *rest])
+
+
+def _memory(scene: _Scene, rng: random.Random) -> list[str]:
+    if rng.random() > 0.35:
+        return []
+    words = bank(_PHRASES / "memory.yaml")[scene.language]
+    state, said = rng.choice(words["states"])
+    slots = scene.slots
+    slots["state"], slots["said"] = expand(state, rng, slots), expand(said, rng, slots)
+    slots["topic"] = rng.choice(scene.topics)["name"]
+    scene.memory = True
+    lines = [expand(rng.choice(words["known"]), rng, slots), expand(rng.choice(words["record"]), rng, slots)]
+    if rng.random() < 0.4:
+        scene.last = True
+        lines.append(expand(rng.choice(words["last"]), rng, slots))
+    return lines
+
+
+def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
+    """Add one exchange; False if it ended the conversation."""
+    way = rng.random()
+    first = len(scene.messages) == 1
+    if scene.memory and way < 0.35:
+        _remember(scene, rng, speech)
+    elif way < 0.62:
+        _topic(scene, speech, rng)
+    elif way < 0.66 and not first:
+        if rng.random() < 0.5:
+            scene.add(speech.dress(expand(rng.choice(speech.acts["repeat_user"]), rng), rng, scene.slots, question=True, more=0),
+                      scene.messages[-1]["content"])  # fmt: skip
+        else:
+            scene.add(speech.dress(expand(rng.choice(speech.acts["confirm_user"]), rng), rng, scene.slots, question=True, more=0),
+                      expand(rng.choice(speech.acts["confirm_agent"]), rng))  # fmt: skip
+    elif way < 0.72:
+        _tell(scene, rng, speech)
+    elif way < 0.80:
+        act = rng.choice(HANDOVERS)
+        said = speech.say(act, rng, scene.slots)
+        if scene.rule:
+            scene.add(said, transfer(speech.answer(act, rng, scene.slots), speech.acts[act]["reason"]))
+            return False
+        plain = _DANGER if act in ("injury", "safety") else _NO_RULE
+        scene.add(said, rng.choice(plain[scene.language]))
+    else:
+        act = rng.choice(CHAT if way < 0.92 else REFUSALS)
+        if first and rng.random() < 0.2:
+            act = "greet"
+        scene.add(speech.say(act, rng, scene.slots), speech.answer(act, rng, scene.slots))
+        return act != "bye"
+    return True
+
+
+def _topic(scene: _Scene, speech: Speech, rng: random.Random) -> None:
+    known = [t for t in scene.topics if t["name"] in scene.known]
+    topic = rng.choice(known) if known and rng.random() < 0.65 else rng.choice(scene.topics)
+    said = speech.ask(topic, rng, scene.slots)
+    values = scene.known.get(topic["name"])
+    if values is None:
+        reply = expand(rng.choice(_UNKNOWN[scene.language]), rng, {"topic": topic["name"]})
+    else:
+        reply = expand(rng.choice(topic["reply"]), rng, values)
+    scene.add(said, reply)
+
+
+def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
+    words = bank(_PHRASES / "memory.yaml")[scene.language]
+    acts = ["status", "status", "number", "thing", "name", "back"] + (["last_ask"] * 2 if scene.last else [])
+    act = words["back"] if len(scene.messages) == 1 and rng.random() < 0.3 else words[rng.choice(acts)]
+    said = speech.dress(expand(rng.choice(act["user"]), rng, scene.slots), rng, scene.slots, question=rng.random() < 0.6)
+    scene.add(said, expand(rng.choice(act["agent"]), rng, scene.slots))
+
+
+def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
+    words = bank(_PHRASES / "memory.yaml")[scene.language]
+    slots = {**scene.slots, "id": identifier(rng), "list": _list(scene, rng)}
+    way = rng.random()
+    if way < 0.4 and not scene.memory:
+        said = speech.dress(expand(rng.choice(words["no_status"]["user"]), rng, slots), rng, slots, question=True)
+        scene.add(said, expand(rng.choice(words["no_status"]["agent"]), rng, slots))
+        scene.add(expand(rng.choice(words["gives_id"]["user"]), rng, slots), expand(words["gives_id"]["agent"][0], rng, slots))
+        return
+    if way < 0.7:
+        names = bank(_PHRASES / "world.yaml")["names_en"]
+        slots["name"] = scene.slots["name"] if scene.memory else rng.choice(names)
+        act = words["gives_name"]
+    else:
+        act = words["note"]
+    scene.add(expand(rng.choice(act["user"]), rng, slots), expand(rng.choice(act["agent"]), rng, slots))
+
+
+def _list(scene: _Scene, rng: random.Random) -> str:
+    items = bank(_PHRASES / ("acts_zh.yaml" if scene.language == "zh" else "world.yaml"))["items"]
+    chosen = rng.sample(items, rng.choice((2, 3, 4)))
+    return ("、" if scene.language == "zh" else ", ").join(chosen)
