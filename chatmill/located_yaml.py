@@ -89,7 +89,11 @@ def read(path: Path) -> Document:
 
 def parse(text: str, name: str = "<text>") -> Document:
     """Parse `text`; `name` is what messages call it. Raises InvalidArgument as `read` does."""
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise refuse([FieldViolation(f"{name}:{line}", f"is not valid YAML: {error.reason}")]) from None
     try:
         node = loader.get_single_node()
         builder = _Builder(name, loader)
@@ -119,7 +123,7 @@ class _Builder:
         line = node.start_mark.line + 1
         self.lines.setdefault(at, line)
         if id(node) in self._seen:
-            raise self._refuse(line, at, "is an alias (*name); write the value out")
+            raise self._refuse(self.lines[at], at, "is an alias (*name); write the value out")
         self._seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, at)

@@ -13,10 +13,10 @@ from typing import Any
 
 import jsonschema
 
+from chatmill import located_yaml
 from chatmill.errors import ChatmillError, FieldViolation, InvalidArgument
+from chatmill.located_yaml import Document, Location
 from chatmill.plugins import nearest, parse_parameters
-from eval_svc import located_yaml
-from eval_svc.located_yaml import Document, Location
 from eval_svc.scenario import CheckSpec, Gate, Memory, Persona, Scenario, Scope, Turn
 from eval_svc.schema import OUTCOMES, scenario_schema
 from eval_svc.scorers import SCORERS

@@ -14,9 +14,9 @@ from typing import Any
 
 import jsonschema
 
+from chatmill import located_yaml
 from chatmill.errors import ChatmillError, FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from chatmill.plugins import nearest
-from eval_svc import located_yaml
 from eval_svc.scenario import Scenario
 from eval_svc.scenario_file import build_scenario, read_scenario, scenario_from_mapping, structural_problems
 from eval_svc.schema import suite_schema

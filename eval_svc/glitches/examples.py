@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from eval_svc import located_yaml
+from chatmill import located_yaml
 from eval_svc.glitches.base import DETECTORS, Scene
 from eval_svc.outcome import refusal
 from eval_svc.transcript import Failure, Reply, ToolCall

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from chatmill.errors import InvalidArgument, NotFound, PermissionDenied
-from eval_svc.located_yaml import parse
+from chatmill.located_yaml import parse
 from eval_svc.scenario_file import build_scenario, read_scenario, scenario_from_mapping
 from eval_svc.schema import __main__ as publish
 from eval_svc.schema import scenario_schema
