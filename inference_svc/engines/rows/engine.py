@@ -26,6 +26,7 @@ from chatmill.errors import (
 from inference_svc.engines.base import ENGINES, AdapterSpec, BaseInfo, BaseSpec, EngineLoad, Generation
 from inference_svc.engines.rows import loading
 from inference_svc.engines.rows.adapters import read_adapter
+from inference_svc.engines.rows.constraint import ConstraintCompiler
 from inference_svc.engines.rows.detokenize import StopFinder, TextTable
 from inference_svc.engines.rows.parameters import RowsParameters, check_request
 from inference_svc.engines.rows.prefix_cache import PrefixCache
@@ -67,6 +68,7 @@ class RowsEngine:
         self._scheduler: Scheduler | None = None
         self._info: BaseInfo | None = None
         self._prompts: ChatPrompts
+        self._constraints: ConstraintCompiler
         self._table: TextTable
         self._cache: PrefixCache
         self._generations: dict[str, Generation] = {}
@@ -109,6 +111,7 @@ class RowsEngine:
             self._worker = None
             raise
         self._prompts = ChatPrompts(loaded.tokenizer)
+        self._constraints = ConstraintCompiler(loaded.tokenizer, loaded.info.vocabulary_size, loaded.info.end_token_ids)
         self._info = loaded.info
         return loaded.info
 
@@ -135,6 +138,9 @@ class RowsEngine:
         try:
             prompt = await self._prompt(request, info)
             row = self._row(request, prompt, adapter, submitted)
+            if request.constraint is not None:
+                row.constraint = await asyncio.to_thread(self._constraints.compile, request.constraint)
+                row.sampling.allowed = row.constraint.allowed()
         except BaseException:
             self._forget(request.request_id)
             raise

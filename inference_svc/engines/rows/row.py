@@ -1,6 +1,6 @@
 """One request inside the engine: where it stands, what it has said, what has not been delivered yet.
 
-This module knows no tensor and no schedule.
+This module knows no model and no schedule.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from time import monotonic
 
+from inference_svc.engines.rows.constraint import OutputConstraint
 from inference_svc.engines.rows.detokenize import StopFinder, TextStream
 from inference_svc.engines.rows.sampling import Choice, RowSampling
 from inference_svc.generation import (
@@ -36,6 +37,7 @@ class Row:
         end_ids: tokens that end a turn.
         limit: most output tokens; what the context leaves is already taken into account.
         by_context: `limit` is what the context leaves, less than was asked for.
+        constraint: what the output must look like, or None.
         adapter: index in the adapter bank, 0 for the base.
         root: what prefix cache entries of this row hang on.
         truncated_messages: dropped to fit.
@@ -53,6 +55,7 @@ class Row:
     end_ids: frozenset[int]
     limit: int
     by_context: bool = False
+    constraint: OutputConstraint | None = None
     adapter: int = 0
     root: Hashable = 0
     truncated_messages: int = 0
@@ -103,8 +106,8 @@ class Row:
         self.last_token = now
         sampling = self.request.sampling
         count = len(self.output)
-        if count > sampling.min_output_tokens:
-            if token in self.end_ids and not sampling.ignore_eos:
+        if count > sampling.min_output_tokens or self.constraint is not None:
+            if token in self.end_ids and (not sampling.ignore_eos or self.constraint is not None):
                 return FinishReason.END_OF_TURN, "", token
             if token in sampling.stop_token_ids:
                 return FinishReason.STOP_SEQUENCE, "", token

@@ -173,7 +173,7 @@ def _penalise(logits: Tensor, row: RowSampling) -> None:
     if (s.presence_penalty or s.frequency_penalty) and row.output:
         ids, counts = torch.unique(torch.tensor(row.output, device=logits.device), return_counts=True)
         logits[ids] -= s.presence_penalty + s.frequency_penalty * counts
-    if len(row.output) < s.min_output_tokens and row.end_ids:
+    if len(row.output) < s.min_output_tokens and row.end_ids and row.allowed is None:
         logits[list(row.end_ids)] = float("-inf")
 
 

@@ -315,8 +315,19 @@ class Scheduler:
             ending = row.accept(choice, self._logprob(row, choice), now)
             if ending is not None:
                 self._end(row, *ending)
+            elif row.constraint is not None and not self._constrain(row):
+                self._break(row, _bad_row(row))
             elif self._due(row, now, hold) and (delta := row.flush(now)) is not None:
                 self._emit(row, delta)
+
+    @staticmethod
+    def _constrain(row: Row) -> bool:
+        """Ask the constraint about the token after the last one; False if it can't go on."""
+        assert row.constraint is not None
+        if not row.constraint.take(row.output[-1]):
+            return False
+        row.sampling.allowed = row.constraint.allowed()
+        return True
 
     @staticmethod
     def _due(row: Row, now: float, hold: float) -> bool:
