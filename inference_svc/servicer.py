@@ -32,7 +32,7 @@ from chatmill.inference.v1 import (
     UpdateOverridesResponse,
 )
 from chatmill.runtime import Context
-from chatmill.runtime.middleware import PRINCIPAL, REQUEST_ID
+from chatmill.runtime.identity import PRINCIPAL, REQUEST_ID
 from inference_svc import convert
 from inference_svc.events import ChatRequest
 from inference_svc.service import Inference

@@ -23,7 +23,7 @@ import grpc.aio
 
 from chatmill.config import Config, Mesh
 from chatmill.runtime import calls, endpoint, status
-from chatmill.runtime.middleware import REQUEST_ID, REQUEST_ID_KEY, new_request_id
+from chatmill.runtime.identity import REQUEST_ID, REQUEST_ID_KEY, new_request_id
 from chatmill.runtime.security import WatchedFiles, channel_credentials, read_client_token, security_files
 
 SERVICE_CONFIG = json.dumps(

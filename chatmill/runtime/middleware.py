@@ -8,31 +8,17 @@ import re
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 
 import grpc.aio
 
 from chatmill.errors import Cancelled, ChatmillError, Internal, Unavailable
 from chatmill.runtime import status
+from chatmill.runtime.identity import HEALTH, REQUEST_ID, REQUEST_ID_KEY, new_request_id
 from chatmill.runtime.interceptor import Call
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY = "x-request-id"
-REQUEST_ID: ContextVar[str] = ContextVar("chatmill_request_id", default="")
-"""Id of the call that is being served; our own clients pass it on, so one id follows a request through the mesh."""
-
-PRINCIPAL: ContextVar[str] = ContextVar("chatmill_principal", default="")
-"""Name of the caller that is being served, as its token or certificate says; empty without authentication."""
-
-HEALTH = "grpc.health.v1.Health"
-"""Health checks pass every middleware: they must work while starting, stopping, and without a token."""
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-def new_request_id() -> str:
-    """A fresh id, 32 hexadecimal characters."""
-    return uuid.uuid4().hex
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""TLS, tokens, and the rule that nothing listens beyond loopback without both encryption and authentication.
+"""TLS, the token of our own clients, and the rule that only loopback may do without encryption and authentication.
 
 Certificates and tokens are read from files and read again when the files change: a server shows a rotated certificate
 from the next handshake on. A file that can't be read while the server runs leaves the old one in force, and says so.
@@ -6,21 +6,16 @@ from the next handshake on. A file that can't be read while the server runs leav
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import grpc
 
 from chatmill.config import Security
-from chatmill.errors import FailedPrecondition, InvalidArgument, Unauthenticated
-from chatmill.runtime.interceptor import Call
-from chatmill.runtime.middleware import HEALTH, PRINCIPAL
+from chatmill.errors import FailedPrecondition, InvalidArgument
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +95,9 @@ def server_credentials(security: Security) -> grpc.ServerCredentials | None:
     cert, key, roots = security.cert_file, security.key_file, security.ca_file
 
     def make() -> grpc.ServerCertificateConfiguration:
-        pair = (_read(key, "key_file"), _read(cert, "cert_file"))
+        pair = (read_file(key, "key_file"), read_file(cert, "cert_file"))
         return grpc.ssl_server_certificate_configuration(
-            [pair], root_certificates=_read(roots, "ca_file") if roots and security.mtls else None
+            [pair], root_certificates=read_file(roots, "ca_file") if roots and security.mtls else None
         )
 
     watched = WatchedFiles((cert, key, *([roots] if roots else [])), make)
@@ -123,13 +118,13 @@ def channel_credentials(security: Security) -> grpc.ChannelCredentials | None:
     """
     if security.ca_file is None and security.cert_file is None:
         return None
-    roots = _read(security.ca_file, "ca_file") if security.ca_file else None
+    roots = read_file(security.ca_file, "ca_file") if security.ca_file else None
     if not security.mtls:
         return grpc.ssl_channel_credentials(roots)
     cert, key = security.client_cert_file or security.cert_file, security.client_key_file or security.key_file
     assert cert is not None
     assert key is not None
-    return grpc.ssl_channel_credentials(roots, _read(key, "client_key_file"), _read(cert, "client_cert_file"))
+    return grpc.ssl_channel_credentials(roots, read_file(key, "client_key_file"), read_file(cert, "client_cert_file"))
 
 
 def security_files(security: Security) -> tuple[Path, ...]:
@@ -140,7 +135,12 @@ def security_files(security: Security) -> tuple[Path, ...]:
     return tuple(path for path in files if path is not None)
 
 
-def _read(path: Path, option: str) -> bytes:
+def read_file(path: Path, option: str) -> bytes:
+    """Bytes of the file that `mesh.security.<option>` names.
+
+    Raises:
+        InvalidArgument: reason `INVALID_CONFIG`.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
@@ -149,80 +149,14 @@ def _read(path: Path, option: str) -> bytes:
         ) from error
 
 
-class Tokens:
-    """The accepted API tokens.
-
-    Args:
-        path: file with one `name:token` per line.
-
-    Raises:
-        InvalidArgument: reason `INVALID_CONFIG`, if the file can't be read, holds no token or a line without a name.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._watched = WatchedFiles((path,), self._load)
-        if path.stat().st_mode & 0o077:
-            log.warning("%s can be read by other users of this machine; chmod 600 it", path)
-
-    def _load(self) -> list[tuple[str, bytes]]:
-        found = []
-        for number, line in enumerate(_read(self._path, "token_file").decode("utf-8", "replace").splitlines(), 1):
-            entry = line.strip()
-            if not entry or entry.startswith("#"):
-                continue
-            name, separator, token = entry.partition(":")
-            if not separator or not name.strip() or not token.strip():
-                raise InvalidArgument(f"{self._path}:{number}: expected `name:token`", reason="INVALID_CONFIG")
-            found.append((name.strip(), hashlib.sha256(token.strip().encode()).digest()))
-        if not found:
-            raise InvalidArgument(f"{self._path}: holds no token, so nobody could call", reason="INVALID_CONFIG")
-        return found
-
-    def name_of(self, token: str) -> str | None:
-        """Name of the caller with this token, or None; takes the same time wherever a difference is."""
-        entries, _ = self._watched.get()
-        digest = hashlib.sha256(token.encode("utf-8", "replace")).digest()
-        matched = None
-        for name, accepted in entries:
-            if hmac.compare_digest(digest, accepted):
-                matched = name
-        return matched
-
-
 def read_client_token(path: Path) -> str:
     """The one token of our own clients: the file's text, or what follows the name in `name:token`.
 
     Raises:
         InvalidArgument: reason `INVALID_CONFIG`, if the file can't be read or is empty.
     """
-    text = _read(path, "client_token_file").decode("utf-8", "replace").strip()
+    text = read_file(path, "client_token_file").decode("utf-8", "replace").strip()
     token = text.partition(":")[2] or text
     if not token or len(token.split()) != 1:
         raise InvalidArgument(f"mesh.security.client_token_file: {path} must hold one token", reason="INVALID_CONFIG")
     return token
-
-
-def authenticate(security: Security) -> Callable[[Call], AbstractAsyncContextManager[None]]:
-    """Middleware: know the caller by bearer token, or by certificate under mTLS; health checks need neither."""
-    tokens = Tokens(security.token_file) if security.token_file else None
-
-    @asynccontextmanager
-    async def middleware(call: Call) -> AsyncIterator[None]:
-        if security.mtls:
-            names = list(call.context.auth_context().get("x509_common_name", ()))
-            call.principal = names[0].decode("utf-8", "replace") if names else ""
-        if tokens is not None and call.service != HEALTH:
-            scheme, _, token = call.metadata.get("authorization", "").partition(" ")
-            name = tokens.name_of(token.strip()) if scheme.lower() == "bearer" else None
-            if name is None:
-                raise Unauthenticated(
-                    "No valid API token. Send `authorization: Bearer TOKEN`; our own clients read it from "
-                    "mesh.security.client_token_file.",
-                    reason="INVALID_TOKEN" if token else "TOKEN_MISSING",
-                )
-            call.principal = name
-        PRINCIPAL.set(call.principal)
-        yield
-
-    return middleware

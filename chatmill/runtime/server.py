@@ -32,7 +32,7 @@ from grpc_reflection.v1alpha import reflection
 from chatmill import config as configuration
 from chatmill.config import Config, Mesh
 from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument
-from chatmill.runtime import endpoint, middleware, security, telemetry, validation
+from chatmill.runtime import authentication, endpoint, identity, middleware, security, telemetry, validation
 from chatmill.runtime.health import Health
 from chatmill.runtime.interceptor import MeshInterceptor
 
@@ -170,7 +170,7 @@ async def start(service: Service, config: Config) -> Running:
             telemetry.observe,
             middleware.errors,
             gate,
-            security.authenticate(mesh.security),
+            authentication.authenticate(mesh.security),
             validation.required_fields,
         ]
     )
@@ -181,7 +181,7 @@ async def start(service: Service, config: Config) -> Running:
     health = Health(server, recorder.names)
     await health.starting()
     if mesh.reflection == "on" or (mesh.reflection == "auto" and security.is_loopback(host)):
-        reflection.enable_server_reflection([*recorder.names, middleware.HEALTH, reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection([*recorder.names, identity.HEALTH, reflection.SERVICE_NAME], server)
     address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
     credentials = security.server_credentials(mesh.security)
     try:

@@ -21,8 +21,8 @@ import prometheus_client
 
 from chatmill.config import Mesh
 from chatmill.runtime import status
+from chatmill.runtime.identity import HEALTH, REQUEST_ID
 from chatmill.runtime.interceptor import Call
-from chatmill.runtime.middleware import HEALTH, REQUEST_ID
 
 log = logging.getLogger("chatmill.rpc")
 

@@ -15,7 +15,7 @@ from probe_service import SERVICE, ProbeRequest, ProbeServicer, ProbeStub
 from chatmill.config import Config
 from chatmill.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from chatmill.runtime import channel, health, server, testing
-from chatmill.runtime.middleware import REQUEST_ID
+from chatmill.runtime.identity import REQUEST_ID
 
 
 @pytest.fixture

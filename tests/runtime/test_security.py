@@ -12,7 +12,7 @@ from probe_service import ProbeRequest, ProbeServicer, ProbeStub
 
 from chatmill.config import Config, Mesh, Security
 from chatmill.errors import InvalidArgument, Unauthenticated, Unavailable
-from chatmill.runtime import channel, health, security, server, testing
+from chatmill.runtime import authentication, channel, health, security, server, testing
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,14 @@ def test_a_token_file_that_would_let_nobody_in(tmp_path: Path, text: str, messag
     path = tmp_path / "tokens"
     path.write_text(text)
     with pytest.raises(InvalidArgument, match=message):
-        security.Tokens(path)
+        authentication.Tokens(path)
 
 
 def test_a_token_file_that_others_can_read_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tokens"
     path.write_text("a:b")
     path.chmod(0o644)
-    security.Tokens(path)
+    authentication.Tokens(path)
     assert "chmod 600" in caplog.text
 
 

@@ -267,6 +267,20 @@ async def test_a_second_signal_ends_it_at_once(spawn: Spawn, tmp_path: Path) -> 
     assert not endpoint.run_file(tmp_path, "dataset").exists()
 
 
+async def test_a_killed_server_is_a_clear_status_within_a_second(spawn: Spawn, tmp_path: Path) -> None:
+    process = await spawn("--set", "dataset.port=0")
+    await lines_until(process, " ready ")
+    async with process_channel(tmp_path) as client:
+        stub: Any = ProbeStub(client)
+        running = stub.StreamStream()
+        await running.write(ProbeRequest(name="a"))
+        await anext(running)
+        process.kill()
+        async with asyncio.timeout(1):
+            with pytest.raises(Unavailable, match=rf"{client.target} can't be reached"):
+                await anext(running)
+
+
 async def test_the_metrics_page_counts_calls(spawn: Spawn, tmp_path: Path) -> None:
     process = await spawn("--set", "dataset.port=0", "--set", "mesh.metrics_port=0", "--set", "mesh.log_format=json")
     entry = json.loads((await lines_until(process, '"ready"'))[-1])

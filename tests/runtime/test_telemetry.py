@@ -8,7 +8,7 @@ import pytest
 
 from chatmill.config import Mesh
 from chatmill.runtime import telemetry
-from chatmill.runtime.middleware import REQUEST_ID
+from chatmill.runtime.identity import REQUEST_ID
 
 
 @pytest.fixture(autouse=True)
