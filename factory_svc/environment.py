@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,15 +14,17 @@ _LIBRARIES = ("chatmill", "torch", "transformers", "peft", "trl", "bitsandbytes"
 
 def describe_environment() -> dict[str, str]:
     """Versions of what matters for the result, the device and the commit of the code (`-dirty` if changed)."""
-    import torch
-
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name in _LIBRARIES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    if torch.cuda.is_available():
+    # A method that trains no weights has not loaded torch, and its device is nobody's concern.
+    torch = sys.modules.get("torch")
+    if torch is None:
+        found["device"] = f"cpu of {os.cpu_count()}"
+    elif torch.cuda.is_available():
         found["device"] = f"{torch.cuda.get_device_name(0)} x{torch.cuda.device_count()}, CUDA {torch.version.cuda}"
     else:
         found["device"] = (

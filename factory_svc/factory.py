@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from chatmill.errors import Aborted, ChatmillError, FailedPrecondition, Internal, InvalidArgument, Unavailable
-from chatmill.plugins import parse_parameters
 from factory_svc.bases import Bases
 from factory_svc.entry import Entry, check_id
 from factory_svc.jobs import Event, Job, JobSpec, State
 from factory_svc.methods import METHODS
+from factory_svc.methods.parameters import check_parameters
 from factory_svc.prepare import Prepared, write_examples
 from factory_svc.process import WorkerProcess
 from factory_svc.registry import Registry
@@ -194,7 +194,7 @@ class Factory:
         """Everything that can be known to be wrong before work starts; returns the base."""
         check_id(spec.model_id, "spec.model_id")
         method = METHODS.get(spec.method)
-        parse_parameters(method.parameters, spec.parameters, field="spec.parameters")
+        check_parameters(method.parameters, spec.parameters, field="spec.parameters")
         if method.needs_base and not spec.base:
             raise InvalidArgument.field("spec.base", f"the method {spec.method} needs a base model")
         if not method.needs_base and spec.base:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmill.errors import Aborted, FailedPrecondition
+from factory_svc.lean import lean_trainer, prefer_eager
 from factory_svc.methods.base import Trainable
 from factory_svc.methods.parameters import GradientParameters
 from factory_svc.precision import choose_precision
@@ -57,6 +58,7 @@ class SftLoop:
         trainable = [p for p in built.model.parameters() if p.requires_grad]
         if not trainable:
             raise FailedPrecondition("The model has no trainable weights.", reason="NOTHING_TRAINABLE")
+        prefer_eager(built.model, max(map(len, rows.input_ids)))
         precision, note = choose_precision(built.model, rows, parameters.precision)
         notes = [*built.notes, *_data_notes(rows), *([note] if note else [])]
         self.report(Progress(phase="tokenizing", note=" ".join(notes)))
@@ -71,7 +73,7 @@ class SftLoop:
         return TrainingOutcome(
             kind="",
             output=task.output,
-            parameters={**parameters.resolved(), "seed": task.seed},
+            parameters={**parameters.resolved(), "precision": precision},
             data=rows.counters,
             steps=watch.step,
             epochs=watch.epoch,
@@ -89,13 +91,12 @@ class SftLoop:
         self, built: Trainable, task: TrainingTask, parameters: GradientParameters, rows: Tokenized, precision: str
     ) -> Watch:
         from datasets import Dataset
-        from trl import SFTTrainer
 
         dataset = Dataset.from_dict(
             {"input_ids": rows.input_ids, "labels": rows.labels, "length": [len(r) for r in rows.input_ids]}
         )
         watch = Watch(self.report, self.should_stop, parameters)
-        trainer = SFTTrainer(
+        trainer = lean_trainer()(
             model=built.model,
             args=_arguments(task, parameters, precision),
             train_dataset=dataset,

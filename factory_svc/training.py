@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chatmill.errors import AlreadyExists, InvalidArgument, ResourceExhausted
-from chatmill.plugins import parse_parameters
 from factory_svc.environment import describe_environment
 from factory_svc.loop import SftLoop
 from factory_svc.methods import METHODS
+from factory_svc.methods.parameters import check_parameters
 from factory_svc.task import Progress, Report, ShouldStop, TrainingOutcome, TrainingTask, read_conversations
 
 __all__ = ["train"]
@@ -46,7 +46,7 @@ def train(task: TrainingTask, report: Report = _silent, should_stop: ShouldStop 
         Aborted: reason `INTERRUPTED` if `should_stop` asked for it, `DIVERGED` if the loss is not a number.
     """
     method = METHODS.get(task.method)
-    parameters = parse_parameters(method.parameters, task.parameters)
+    parameters = check_parameters(method.parameters, task.parameters)
     if method.needs_base and not task.base:
         raise InvalidArgument.field("base", f"the method {method.name} needs a base model")
     if task.output.exists():

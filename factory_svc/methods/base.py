@@ -82,5 +82,12 @@ class Loop(Protocol):
         """Train `built.model` in place and say what happened; `kind` and `contract` are still to be filled in."""
 
 
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch. A method calls it before it draws fresh weights; the trainer seeds only itself."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
 METHODS: Registry[TrainingMethod] = Registry("training method", "chatmill.methods")
 """Every installed training method."""

@@ -10,10 +10,12 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from chatmill.errors import FieldViolation, InvalidArgument
+from chatmill.plugins import parse_parameters
 
 T = TypeVar("T")
 
@@ -111,6 +113,20 @@ class Parameters:
     def resolved(self) -> dict[str, Any]:
         """Every parameter with the value that holds, for the registry entry."""
         return dataclasses.asdict(self)
+
+
+def check_parameters(cls: type[Parameters], values: Mapping[str, Any], *, field: str = "parameters") -> Parameters:
+    """The parameters that `values` gives, with names, types and ranges checked.
+
+    Raises:
+        InvalidArgument: one violation per wrong parameter, each under `field`.
+    """
+    try:
+        return parse_parameters(cls, values)
+    except InvalidArgument as error:
+        prefix = "parameters."
+        found = [FieldViolation(f"{field}.{v.field.removeprefix(prefix)}", v.description) for v in error.violations]
+        raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in found), violations=found) from None
 
 
 def describe(cls: type[Parameters]) -> list[ParameterDescription]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmill.errors import InvalidArgument
-from factory_svc.methods.base import METHODS, Loop, Trainable
+from factory_svc.methods.base import METHODS, Loop, Trainable, seed_everything
 from factory_svc.methods.lora.config import LoraParameters
 from factory_svc.methods.parameters import Parameters
 from factory_svc.task import Messages, Progress, TrainingOutcome, TrainingTask
@@ -27,6 +27,7 @@ class Lora:
     ) -> TrainingOutcome:
         """See `TrainingMethod.run`."""
         loop.report(Progress(phase="loading", note=f"Loading the base {task.base}."))
+        seed_everything(task.seed)
         built = self.build(task, parameters)
         outcome = loop.fit(built, task, parameters, conversations)
         self.save(built, parameters, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from factory_svc.methods.base import METHODS, Loop, Trainable
+from factory_svc.methods.base import METHODS, Loop, Trainable, seed_everything
 from factory_svc.methods.parameters import Parameters
 from factory_svc.methods.scratch.config import ScratchParameters
 from factory_svc.task import Messages, TrainingOutcome, TrainingTask
@@ -29,13 +29,14 @@ class Scratch:
         loop: Loop,
     ) -> TrainingOutcome:
         """See `TrainingMethod.run`."""
+        seed_everything(task.seed)
         built = self.build(parameters, conversations)
         outcome = loop.fit(built, task, parameters, conversations)
         self.save(built, parameters, folder)
         return dataclasses.replace(outcome, kind=self.kind)
 
     def build(self, parameters: ScratchParameters, conversations: list[Messages]) -> Trainable:
-        """A freshly initialised model (the caller has seeded torch) and its tokenizer."""
+        """A freshly initialised model and its tokenizer."""
         from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
         from factory_svc.methods.scratch.tokenizer import load_tokenizer, train_tokenizer
