@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -109,6 +110,6 @@ class ServingAdminServicer(ServingAdminServiceServicer):
 
 
 def _request(request: GenerateRequest | CompleteRequest, context: Context) -> ChatRequest:
-    return convert.request_from(
-        request.spec, request.request_id or REQUEST_ID.get(), PRINCIPAL.get(), context.time_remaining()
-    )
+    # all calls that serve one evaluation carry the same id in their metadata, so by itself it names no generation
+    request_id = request.request_id or f"{REQUEST_ID.get()}-{secrets.token_hex(4)}"
+    return convert.request_from(request.spec, request_id, PRINCIPAL.get(), context.time_remaining())

@@ -45,7 +45,8 @@ def _of(part: str, whole: str) -> Cell:
 def _milliseconds(*keys: str) -> Cell:
     def cell(side: Side) -> str:
         latency = side["latency_ms"]
-        return NONE if latency is None else " / ".join(f"{latency[key]:,.0f}" for key in keys) + " ms"
+        nothing = latency is None or not any(latency[key] for key in keys)
+        return NONE if nothing else " / ".join(f"{latency[key]:,.0f}" for key in keys) + " ms"
 
     return cell
 
@@ -108,8 +109,16 @@ def show(board: dict[str, Any], console: Console) -> None:
         console.print(line, markup=False)
 
 
+def _errors(side: Side) -> str:
+    worst = sorted(side["errors"].items(), key=lambda entry: -entry[1])
+    shown = ", ".join(f"{name} {count:,}" for name, count in worst[:4])
+    return shown + (f" and {len(worst) - 4} more kinds" if len(worst) > 4 else "")
+
+
 def _verdict(board: dict[str, Any]) -> list[str]:
     lines = []
+    if board["candidate"]["errors"]:
+        lines.append(f"errors   of the candidate, by turns: {_errors(board['candidate'])}")
     comparison = board["comparison"]
     if comparison:
         low, high = comparison["difference_interval"]

@@ -27,6 +27,8 @@ WINDOW = 120.0
 FIRST_DELAY = 0.5
 START_SECONDS = 300.0
 """A service that is not ready by then has hung."""
+STAGGER = 1.0
+"""Longest wait, in seconds, for one service to end before the next is told to."""
 STOP_SECONDS = 20.0
 """Time to write checkpoints and close stores, after running calls have had theirs."""
 
@@ -121,21 +123,31 @@ class Supervisor:
         return await asyncio.shield(self._failed)
 
     async def stop(self) -> None:
-        """Stop all in the reverse order of their start; each gets the time that the configuration grants."""
+        """Stop all in the reverse order of their start; each gets the time that the configuration grants.
+
+        The next one is told when the one before has ended, or a second after it was told.
+        """
         for watcher in self._watchers:
             watcher.cancel()
         config = self._config
         calls = config.mesh.drain_seconds + config.mesh.grace_seconds + self._patience.stop
+        stopping = []
         for process in reversed(self._processes):
-            checkpoint = config.factory.worker_grace_seconds if process.part.name == "factory" else 0.0
-            seconds = calls + checkpoint
             if process.pid and process.returncode is None:
-                self._listener.stopped(process.part, await process.stop(seconds))
+                checkpoint = config.factory.worker_grace_seconds if process.part.name == "factory" else 0.0
+                task = asyncio.create_task(self._stop(process, calls + checkpoint))
+                stopping.append(task)
+                # its calls of the others are over by then; what is left is the interpreter's own end
+                await asyncio.wait((task,), timeout=STAGGER)
+        await asyncio.gather(*stopping)
 
     def kill(self) -> None:
         """End all at once; for the second Ctrl-C."""
         for process in self._processes:
             process.kill()
+
+    async def _stop(self, process: ServiceProcess, seconds: float) -> None:
+        self._listener.stopped(process.part, await process.stop(seconds))
 
     async def _start(self, process: ServiceProcess) -> None:
         began = time.monotonic()

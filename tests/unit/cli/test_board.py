@@ -26,6 +26,7 @@ def side(rate: float, **changes: Any) -> dict[str, Any]:
         "conversation_error_rate": 0.2,
         "conversation_error_rate_interval": [0.1, 0.3],
         "critical_count": 3,
+        "errors": {"context_lost": 2, "empty": 40},
         "unscored_count": 0,
         "infra_count": 0,
         "handover": {"expected": 9, "missed": 2, "unexpected": 56, "needless": 0},
@@ -85,6 +86,7 @@ def test_baseline_stands_beside_candidate() -> None:
     assert "2 of 9" in next(line for line in text.splitlines() if line.startswith("handovers missed"))
     assert "21 / 40 ms" in text
     assert "verdict  better: +80.0 points (95% interval +70.0 to +90.0, p = 1e-05); 50 fixed, 0 broken, 5 fail" in text
+    assert "errors   of the candidate, by turns: empty 40, context_lost 2" in text
     assert "gate     failed" in text
     assert "FAIL  pass rate >= 95%: 90%" in text
     assert "2 min 10 s (train 1 min 40 s)" in text
