@@ -50,7 +50,8 @@ async def stream(executor: ThreadPoolExecutor, work: Work[P, R], waiting: P) -> 
         check()
         return work(report, check)
 
-    running = loop.run_in_executor(executor, run)
+    submitted = executor.submit(run)
+    running = asyncio.wrap_future(submitted)
     running.add_done_callback(lambda _: reports.put_nowait(None))
     try:
         yield waiting
@@ -59,8 +60,8 @@ async def stream(executor: ThreadPoolExecutor, work: Work[P, R], waiting: P) -> 
         yield await running
     finally:
         stopped.set()
-        await asyncio.wait([running])
-        if not running.cancelled():
+        if not submitted.cancel():  # it has begun
+            await asyncio.wait([running])
             running.exception()  # asked for, so that a stopped work's Cancelled is not logged as never retrieved
 
 

@@ -136,3 +136,12 @@ def test_everything_dropped_says_why(tmp_path: Path, make: Make) -> None:
         InvalidArgument, match=r"no conversation is left after cleaning: 1 by empty .*; 1 by no_assistant"
     ):
         make(path)
+
+
+def test_a_message_after_a_tool_call_is_a_turn_of_its_own() -> None:
+    looks_up = Message("assistant", "Let me look.", (ToolCall("find", {}),), origin=(1,))
+    said = talk(("user", "a"))
+    conversation = Conversation("c", (*said.messages, looks_up, Message("assistant", "Found it.", origin=(2,))))
+    (kept,), _, changed = outcome(conversation)
+    assert [m.content for m in kept.messages] == ["a", "Let me look.", "Found it."]
+    assert changed == {}
