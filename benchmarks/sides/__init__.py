@@ -1,0 +1,1 @@
+"""The sides of the serving benchmark: one module per system that people would pick."""

@@ -1,0 +1,60 @@
+"""Chatmill over gRPC: the inference service in a process of its own, a client of the contract here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from benchmarks.sides.base import ServerSide, python
+from chatmill.common.v1 import Message, Role
+from chatmill.errors import ChatmillError
+from chatmill.inference.v1 import (
+    GenerateRequest,
+    GenerationSpec,
+    InferenceServiceStub,
+    ListServedModelsRequest,
+    Sampling,
+)
+from chatmill.runtime import channel
+
+
+class Chatmill(ServerSide):
+    """See the module."""
+
+    name = "chatmill"
+
+    async def start(self) -> None:
+        """Start the service and connect."""
+        await self.launch(python(), "-m", "benchmarks.serve_chatmill", str(self.folder), str(self.port))
+        await self.wait_ready()
+        self._channel = channel.connect(f"127.0.0.1:{self.port}")
+        self._stub = InferenceServiceStub(self._channel)
+        while True:
+            try:
+                listed = await self._stub.ListServedModels(ListServedModelsRequest())
+            except ChatmillError:
+                continue
+            if listed.served_models and listed.served_models[0].loaded:
+                return
+
+    async def stream(self, prompt: str) -> AsyncIterator[int]:
+        """One Generate."""
+        request = GenerateRequest(
+            spec=GenerationSpec(
+                model="models/bench",
+                messages=[Message(role=Role.ROLE_USER, content=prompt)],
+                sampling=Sampling(temperature=0.0, max_output_tokens=self.max_new, ignore_eos=True),
+            )
+        )
+        seen = 0
+        async for answer in self._stub.Generate(request):
+            event = answer.event
+            if event.HasField("delta"):
+                seen += 1
+                yield 1
+            elif event.HasField("finished"):
+                yield event.finished.usage.output_tokens - seen
+
+    async def stop(self) -> None:
+        """Close and end."""
+        await self._channel.close()
+        await super().stop()
