@@ -142,7 +142,10 @@ def _verdict(board: dict[str, Any]) -> list[str]:
     if board["promoted"]:
         lines.append(f"promoted {board['promoted']['alias']} -> {board['promoted']['model']}")
     lines.append(f"model    {board['model']}")
-    times = ", ".join(f"{name} {duration(step['seconds'])}" for name, step in board["steps"].items())
+    times = ", ".join(
+        f"{name} {'unchanged' if step['reused'] else duration(step['seconds'])}"
+        for name, step in board["steps"].items()
+    )
     lines.append(f"time     {duration(board['seconds'])} ({times})")
     memory = (board.get("machine") or {}).get("peak_memory_bytes")
     if memory:

@@ -58,7 +58,7 @@ def whole(**changes: Any) -> dict[str, Any]:
         "gate": {"state": "failed", "conditions": [{"condition": "pass rate >= 95%", "seen": "90%", "passed": False}]},
         "promoted": None,
         "model": "models/fern/versions/1",
-        "steps": {"train": {"seconds": 100.0}},
+        "steps": {"dataset": {"seconds": 0.1, "reused": True}, "train": {"seconds": 100.0, "reused": False}},
         "seconds": 130.0,
         "machine": {"peak_memory_bytes": 3 * 2**30},
         "report": "/home/report.html",
@@ -89,7 +89,7 @@ def test_baseline_stands_beside_candidate() -> None:
     assert "errors   of the candidate, by turns: empty 40, context_lost 2" in text
     assert "gate     failed" in text
     assert "FAIL  pass rate >= 95%: 90%" in text
-    assert "2 min 10 s (train 1 min 40 s)" in text
+    assert "2 min 10 s (dataset unchanged, train 1 min 40 s)" in text
     assert "3.00 GiB" in text
     assert "/home/report.html" in text
 
@@ -127,7 +127,7 @@ def test_replay_shows_similarity() -> None:
 
 
 def test_lost_trials_are_shown() -> None:
-    assert "lost" not in printed(whole())
+    assert "trials lost" not in printed(whole())
     assert "4 / 2" in printed(whole(candidate=side(0.9, unscored_count=4, infra_count=2)))
 
 
