@@ -25,7 +25,7 @@ from eval_svc.runner import Arm, Plan, Progress, Runner
 from eval_svc.scorers import Services
 from eval_svc.scorers.base import Embedder
 from eval_svc.scoring import Scoring
-from eval_svc.spec import Spec
+from eval_svc.spec import Spec, TargetSpec
 from eval_svc.store import Record, Store
 from eval_svc.suite import Suite
 from eval_svc.target import TargetInfo
@@ -105,7 +105,7 @@ class Execution:
         self.store.update(self.evaluation, state="running" if not self._why else "cancelling")
         await self.emit(self.evaluation, "state", {"state": "running"})
         plan = self._plan(record, spec, Suite.from_snapshot(record.suite))
-        targets = {arm: self.tools.agents.target(_target(spec, arm)) for arm in plan.arms}
+        targets = {arm: self.tools.agents.target(pinned(spec, record, arm)) for arm in plan.arms}
         self._answered = await asyncio.to_thread(self.store.turns, self.evaluation)
         outcome = await Runner(plan, targets, self.tools.scoring(spec), self, self, self._stop).run()
         if self._suspended():
@@ -201,8 +201,11 @@ class Execution:
             await self.emit(self.evaluation, "warning", {"text": f"the score was not written back: {error.message}"})
 
 
-def _target(spec: Spec, arm: Arm) -> Any:
-    return spec.candidate if arm == "candidate" else spec.baseline
+def pinned(spec: Spec, record: Record, arm: Arm) -> TargetSpec:
+    """The target of a side, by the version that its name stood for when the run was accepted: aliases may move."""
+    target = spec.candidate if arm == "candidate" else spec.baseline
+    assert target is not None
+    return replace(target, model=record.targets[arm]["model"])
 
 
 def targets_of(record: Record) -> tuple[TargetInfo, TargetInfo | None]:

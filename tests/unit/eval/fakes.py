@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from eval_svc.suite import Suite, SuiteLibrary
 from eval_svc.target import Target, TargetInfo, TurnRequest
 from eval_svc.transcript import HANDOVER_TOOL, Failure, Reply, ToolCall
 
+_NUMBERS = itertools.count()
 Answer = Callable[[TurnRequest], Reply | str]
 
 
@@ -44,7 +46,7 @@ class ScriptedAgent:
     """Answers by a function, and keeps every request."""
 
     answer: Answer
-    name: str = "scripted"
+    name: str = field(default_factory=lambda: f"scripted-{next(_NUMBERS)}")
     requests: list[TurnRequest] = field(default_factory=list)
     pause: float = 0.0
     most_at_once: int = 0
@@ -111,14 +113,12 @@ class Fixed(SuiteLibrary):
         return held
 
 
-def evaluations(
-    held: Suite, agents: Mapping[str, Target], store: Store | None = None, **tools: Any
-) -> Evaluations:
+def evaluations(held: Suite, agents: Mapping[str, Target], store: Store | None = None, **tools: Any) -> Evaluations:
     """A service core on a memory database."""
     play = Play(retries=1, backoff_s=0.0)
-    return Evaluations(
-        store or Store("sqlite://"), Fixed(held), None, Tools(Agents(dict(agents)), play=play, **tools)
-    )
+    # a run asks for the version that a name stood for, so every agent goes by its own name too
+    agents = {**agents, **{getattr(a, "name", name): a for name, a in agents.items()}}
+    return Evaluations(store or Store("sqlite://"), Fixed(held), None, Tools(Agents(dict(agents)), play=play, **tools))
 
 
 def spec(candidate: str = "a", baseline: str | None = None, **more: Any) -> Spec:

@@ -12,6 +12,7 @@ from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, Unava
 from eval_svc.spec import TargetSpec
 from eval_svc.store import Store
 from eval_svc.verdict import Gate
+
 from .fakes import (
     Scores,
     ScriptedAgent,
@@ -179,7 +180,7 @@ async def test_the_same_request_id_gives_the_same_evaluation() -> None:
 
 async def test_a_suspended_run_goes_on_without_repeating_a_call(tmp_path: Path) -> None:
     path = tmp_path / "eval.sqlite"
-    agent = ScriptedAgent(lambda r: f"hello {r.messages[-1].content}", pause=0.002)
+    agent = ScriptedAgent(lambda r: f"hello {r.messages[-1].content}", "a", pause=0.002)
     held = suite(*(_two_turns(f"s{i}") for i in range(20)))
     core = evaluations(held, {"a": agent}, Store(path))
     started = await core.start(spec(trials=2, concurrency=3))
@@ -190,7 +191,7 @@ async def test_a_suspended_run_goes_on_without_repeating_a_call(tmp_path: Path) 
     answered = {(r.conversation, len(r.messages)) for r in agent.requests}
     assert core.get(started.record.id).record.state == "running"
 
-    later = ScriptedAgent(lambda r: f"hello {r.messages[-1].content}")
+    later = ScriptedAgent(lambda r: f"hello {r.messages[-1].content}", "a")
     second = evaluations(held, {"a": later}, Store(path))
     kept = {(u, i) for u, turns in second.store.turns(started.record.id).items() for i in turns}
     assert second.resume() == 1
