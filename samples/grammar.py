@@ -80,7 +80,7 @@ def expand(phrase: str, rng: random.Random, slots: Slots | None = None) -> str:
     Raises:
         PhraseError: brackets do not match, or a slot is missing from `slots`.
     """
-    return _render(_parse(phrase), rng, slots or {}, phrase)
+    return _render(_parse(phrase), rng, {} if slots is None else slots, phrase)
 
 
 def _render(nodes: tuple[_Node, ...], rng: random.Random, slots: Slots, phrase: str) -> str:

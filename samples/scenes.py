@@ -20,13 +20,14 @@ ENDS = ("bye", *HANDOVERS)
 """Acts after which the customer has nothing more to say to Mila."""
 
 _WEIGHTS: Mapping[str, float] = {
-    "greet": 2.5, "who": 3, "robot": 2.5, "skills": 2, "mild": 2.5, "insult": 1.5, "unclear": 3, "tongue": 1.5, "mood": 1.5,
-    "offtopic": 5, "extract": 4, "privacy": 5, "bargain": 4, "promise": 3, "commit": 3, "rival": 2, "unknown": 4,
-    "thanks": 4, "bye": 2, "confirm": 1, "repeat": 1, "gives_name": 1, "no_status": 3,
+    "greet": 2.5, "who": 3, "robot": 2.5, "skills": 2, "mild": 2.5, "insult": 1.5, "unclear": 3, "tongue": 1.5,
+    "mood": 1.5, "offtopic": 5, "extract": 4, "privacy": 5, "bargain": 4, "promise": 3, "commit": 3, "rival": 2,
+    "unknown": 4, "thanks": 4, "bye": 2, "confirm": 1, "repeat": 1, "gives_name": 1, "no_status": 3,
     "complaint": 5, "legal": 3, "injury": 3.5, "request": 4, "fraud": 3.5, "safety": 3,
 }  # fmt: skip
 _TOPICS_WEIGHT = 80.0
 _MEMORY: Mapping[str, float] = {"status": 14, "number": 4, "thing": 4, "name": 4}
+_REFUSALS = ("offtopic", "extract", "privacy", "bargain", "promise", "commit")
 _NEVER_FIRST = ("thanks", "bye", "confirm", "repeat")
 
 
@@ -65,9 +66,10 @@ class Scene:
 @cache
 def voice(language: str) -> Voice:
     """The phrases of `en` or `zh`: the general ones of the base corpus and the shop's."""
-    general, own = bank(_BASE / f"acts_{language}.yaml"), bank(_HERE / "phrases" / f"shop_acts_{language}.yaml")
+    general, own = bank(_BASE / f"acts_{language}.yaml"), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
     remembered = bank(_BASE / "memory.yaml")[language]
     acts: dict[str, Any] = dict(general)
+    acts["story"] = [*general["story"], *own.pop("story")]
     for name, act in own.items():
         heard = {**remembered, **general}.get(name, {"user": []})["user"]
         acts[name] = {"user": [*heard, *act["user"]], "agent": act["agent"], "reason": name}
@@ -132,6 +134,8 @@ def _choose(scene: Scene, rng: random.Random) -> str:
     weights = {act: w for act, w in _WEIGHTS.items() if not (first and act in _NEVER_FIRST)}
     if first:
         weights["greet"] += 4
+    elif scene.acts[-1] in _REFUSALS and rng.random() < 0.3:
+        return "insist"
     weights.update({topic: _TOPICS_WEIGHT / len(scene.voice.topics) for topic in scene.voice.topics})
     if scene.memory:
         weights = {**weights, **_MEMORY, "last_ask": 12 if scene.last else 0, "back": 20 if first else 1}
@@ -154,6 +158,8 @@ def _play(scene: Scene, act: str, rng: random.Random) -> None:
         core = expand(rng.choice(speech.acts[act]["user"]), rng, slots)
         said = speech.dress(core, rng, slots, question=rng.random() < 0.6)
         reply = speech.answer(act, rng, slots)
+    elif act == "insist":
+        said, reply = _insisting(scene, rng), speech.answer(act, rng, slots)
     elif act == "complaint" and rng.random() < 0.35:
         said, reply = _angrily(scene, rng), speech.answer(act, rng, slots)
     else:
@@ -178,6 +184,16 @@ def _angrily(scene: Scene, rng: random.Random) -> str:
     anger = expand(rng.choice(speech.acts["complaint"]["user"]), rng, scene.slots)
     said = rng.choice(scene.voice.words["angry"]).replace("<t>", matter).replace("<c>", anger)
     return speech.dress(said, rng, scene.slots, question=False, more=0.3)
+
+
+def _insisting(scene: Scene, rng: random.Random) -> str:
+    """The customer does not take no for an answer, and may say the same wish again."""
+    speech = scene.voice.speech
+    said = expand(rng.choice(speech.acts["insist"]["user"]), rng, scene.slots)
+    if rng.random() < 0.5:
+        again = expand(rng.choice(speech.acts[scene.acts[-1]]["user"]), rng, scene.slots)
+        said = "，".join((said, again)) if speech.language == "zh" else f"{said}, {again}"
+    return speech.dress(said, rng, scene.slots, question=rng.random() < 0.3, more=0.2)
 
 
 def _customer(scene: Scene, said: str, rng: random.Random) -> None:

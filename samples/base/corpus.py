@@ -1,7 +1,7 @@
 """Conversations of many invented businesses: the corpus of chatmill-tiny.
 
-Each conversation has a system prompt of its own with the facts that hold there, so that the model learns to look facts up,
-to copy numbers and names, to say when it does not know, and to hand over when the prompt says so. Nothing about any
+Each conversation has a system prompt of its own with the facts that hold there, so that the model learns to look facts
+up, to copy numbers and names, to say when it does not know, and to hand over when the prompt says so. Nothing about any
 particular business stays in its weights, which is what tuning is for.
 """
 
@@ -26,16 +26,23 @@ _RULES = {
     "en": [
         "Pass complaints, legal threats, injuries, fraud, danger and requests for a person to a person.",
         "Call transfer_to_human for complaints, legal threats, injuries, requests for a person, fraud and danger.",
-        "Hand over to a colleague when there is a complaint, a legal threat, an injury, fraud, danger or the wish for a person.",
+        "Hand over to a colleague when there is a complaint, a legal threat, an injury, fraud, danger "
+        "or the wish for a person.",
     ],
-    "zh": ["投诉、法律威胁、受伤、盗刷、危险或要求人工时转接同事。", "遇到投诉、起诉、受伤、要求人工、盗刷和危险，调用transfer_to_human。"],
+    "zh": [
+        "投诉、法律威胁、受伤、盗刷、危险或要求人工时转接同事。",
+        "遇到投诉、起诉、受伤、要求人工、盗刷和危险，调用transfer_to_human。",
+    ],
 }
 _NO_RULE = {
     "en": ["I'm sorry to hear that. How can I help you?", "I'm sorry. Please tell me more about it."],
     "zh": ["很抱歉听到这个。请问我能怎么帮您？"],
 }
 _DANGER = {
-    "en": ["I'm very sorry. Please call the emergency number or a doctor at once.", "I'm so sorry. Please get help at once: call the emergency number."],
+    "en": [
+        "I'm very sorry. Please call the emergency number or a doctor at once.",
+        "I'm so sorry. Please get help at once: call the emergency number.",
+    ],
     "zh": ["非常抱歉，请马上拨打急救电话或者找医生。"],
 }
 _UNKNOWN = {
@@ -51,7 +58,11 @@ _SYSTEM = {
         "<company> is <kind>. You are its assistant <bot>.",
         "You are <bot>, the digital assistant of <company>. Be short and friendly.",
     ],
-    "zh": ["你是<company>的助手<bot>。", "你是<bot>，<kind><company>的助手。", "你是<bot>，负责回答<company>客户的问题。"],
+    "zh": [
+        "你是<company>的助手<bot>。",
+        "你是<bot>，<kind><company>的助手。",
+        "你是<bot>，负责回答<company>客户的问题。",
+    ],
 }
 
 
@@ -118,7 +129,9 @@ def _scene(rng: random.Random) -> _Scene:
         words: Mapping[str, Any] = bank(_PHRASES / "acts_zh.yaml")
         item = rng.choice(words["items"])
     else:
-        topics = [t for t in bank_list("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")]
+        topics = [
+            t for t in bank_list("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")
+        ]
         topics = topics + [t for t in bank_list("topics_en_other") if kind in t["kinds"]]
         company, bot, words = _company(rng, world), rng.choice(world["bots_en"]), world
         item = rng.choice(world["items"])
@@ -196,12 +209,11 @@ def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
     elif way < 0.62:
         _topic(scene, speech, rng)
     elif way < 0.66 and not first:
-        if rng.random() < 0.5:
-            scene.add(speech.dress(expand(rng.choice(speech.acts["repeat_user"]), rng), rng, scene.slots, question=True, more=0),
-                      scene.messages[-1]["content"])  # fmt: skip
-        else:
-            scene.add(speech.dress(expand(rng.choice(speech.acts["confirm_user"]), rng), rng, scene.slots, question=True, more=0),
-                      expand(rng.choice(speech.acts["confirm_agent"]), rng))  # fmt: skip
+        again = rng.random() < 0.5
+        heard = expand(rng.choice(speech.acts["repeat_user" if again else "confirm_user"]), rng)
+        said = speech.dress(heard, rng, scene.slots, question=True, more=0)
+        reply = scene.messages[-1]["content"] if again else expand(rng.choice(speech.acts["confirm_agent"]), rng)
+        scene.add(said, reply)
     elif way < 0.72:
         _tell(scene, rng, speech)
     elif way < 0.80:
@@ -237,7 +249,9 @@ def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
     words = bank(_PHRASES / "memory.yaml")[scene.language]
     acts = ["status", "status", "number", "thing", "name", "back"] + (["last_ask"] * 2 if scene.last else [])
     act = words["back"] if len(scene.messages) == 1 and rng.random() < 0.3 else words[rng.choice(acts)]
-    said = speech.dress(expand(rng.choice(act["user"]), rng, scene.slots), rng, scene.slots, question=rng.random() < 0.6)
+    said = speech.dress(
+        expand(rng.choice(act["user"]), rng, scene.slots), rng, scene.slots, question=rng.random() < 0.6
+    )
     scene.add(said, expand(rng.choice(act["agent"]), rng, scene.slots))
 
 
@@ -248,7 +262,9 @@ def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
     if way < 0.4 and not scene.memory:
         said = speech.dress(expand(rng.choice(words["no_status"]["user"]), rng, slots), rng, slots, question=True)
         scene.add(said, expand(rng.choice(words["no_status"]["agent"]), rng, slots))
-        scene.add(expand(rng.choice(words["gives_id"]["user"]), rng, slots), expand(words["gives_id"]["agent"][0], rng, slots))
+        scene.add(
+            expand(rng.choice(words["gives_id"]["user"]), rng, slots), expand(words["gives_id"]["agent"][0], rng, slots)
+        )
         return
     if way < 0.7:
         names = bank(_PHRASES / "world.yaml")["names_en"]

@@ -1,0 +1,129 @@
+"""Makes chatmill-tiny from its recipe: `python -m samples.base.build`. Corpus, tokenizer, weights and registry entry.
+
+A model with the same words but other bits may come out on another machine, because arithmetic differs; the entry says
+on which machine the shipped one was made.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from factory_svc.shipped import FOLDER
+from factory_svc.task import Messages, Progress, TrainingOutcome, TrainingTask
+from factory_svc.training import train
+from samples.base.corpus import conversations
+
+SHIPPED = FOLDER / "chatmill-tiny"
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+MOST_BYTES = 16 * 2**20
+"""The package carries the model, so it must stay small."""
+
+
+def corpus_digest(corpus: Iterable[Messages]) -> str:
+    """SHA-256 (hexadecimal) over the conversations as JSON lines."""
+    digest = hashlib.sha256()
+    for messages in corpus:
+        digest.update(json.dumps(messages, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def entry(outcome: TrainingOutcome, recipe: dict[str, Any], digest: str, finished: datetime) -> dict[str, Any]:
+    """The registry entry of what `outcome` tells; keys as in the registry file."""
+    return {
+        "kind": "base",
+        "license": "Apache-2.0",
+        "description": "6M-parameter Llama for English and Chinese customer service, made from invented conversations.",
+        "created": finished,
+        "created_by": "samples.base.build",
+        "data": {
+            "dataset": "datasets/chatmill-tiny-corpus",
+            "examples_digest": digest,
+            "examples_seen": outcome.data.examples_trained,
+            "items": outcome.data.examples_read,
+            "truncated": outcome.data.truncated,
+            "trained_tokens": outcome.data.target_tokens,
+        },
+        "training": {
+            "method": recipe["method"],
+            "parameters": outcome.parameters,
+            "seed": recipe["seed"],
+            "loss_on": recipe["parameters"]["loss_on"],
+            "precision": outcome.precision,
+            "steps": outcome.steps,
+            "epochs": outcome.epochs,
+            "first_loss": outcome.first_loss,
+            "final_loss": outcome.final_loss,
+            "tokens": outcome.tokens_trained,
+            "seconds": outcome.seconds,
+            "notes": list(outcome.notes),
+        },
+        "environment": outcome.environment,
+    }
+
+
+def install(trained: Path, record: dict[str, Any], target: Path) -> None:
+    """Copy the model from `trained` to `target` and write its entry.
+
+    Raises:
+        ValueError: the model is larger than the package may be.
+    """
+    size = sum((trained / name).stat().st_size for name in FILES)
+    if size > MOST_BYTES:
+        raise ValueError(f"{trained} has {size} bytes, more than {MOST_BYTES}; lower vocabulary, layers or hidden_size")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        shutil.copyfile(trained / name, target / name)
+        (target / name).chmod(0o644)
+    text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120)
+    (target / "entry.yaml").write_text(f"# Written by samples.base.build.\n{text}", encoding="utf-8")
+
+
+def _show(progress: Progress) -> None:
+    done = f"{progress.step}/{progress.total_steps}" if progress.total_steps else progress.phase
+    loss = f" loss {progress.loss:.3f}" if progress.loss is not None else ""
+    left = f" {progress.seconds_left:.0f} s left" if progress.seconds_left is not None else ""
+    sys.stderr.write(f"{done}{loss}{left} {progress.note}\n")
+
+
+def main() -> None:
+    """Build the model and put it in its place."""
+    parser = argparse.ArgumentParser(prog="samples.base.build", description=__doc__)
+    parser.add_argument("--recipe", type=Path, default=SHIPPED / "recipe.yaml", help="what to build")
+    parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the model")
+    parser.add_argument("--conversations", type=int, help="size of the corpus instead of the recipe's, for a quick try")
+    options = parser.parse_args()
+    recipe: dict[str, Any] = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
+    count = options.conversations or recipe["corpus"]["conversations"]
+    corpus = list(conversations(count, recipe["corpus"]["seed"]))
+    trained = options.output.with_name(f".{options.output.name}.new")
+    task = TrainingTask(
+        method=recipe["method"],
+        parameters=recipe["parameters"],
+        output=trained,
+        conversations=corpus,
+        seed=recipe["seed"],
+    )
+    outcome = train(task, _show)
+    install(
+        trained, entry(outcome, recipe, corpus_digest(corpus), datetime.now(UTC).replace(microsecond=0)), options.output
+    )
+    shutil.rmtree(trained)
+
+
+if __name__ == "__main__":
+    main()
