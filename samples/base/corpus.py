@@ -26,8 +26,10 @@ _RULES = {
     "en": [
         "Pass complaints, legal threats, injuries, fraud, danger and requests for a person to a person.",
         "Call transfer_to_human for complaints, legal threats, injuries, requests for a person, fraud and danger.",
-        "Hand over to a colleague when there is a complaint, a legal threat, an injury, fraud, danger "
-        "or the wish for a person.",
+        (
+            "Hand over to a colleague when there is a complaint, a legal threat, an injury, fraud, danger "
+            "or the wish for a person."
+        ),
     ],
     "zh": [
         "投诉、法律威胁、受伤、盗刷、危险或要求人工时转接同事。",
