@@ -86,9 +86,7 @@ class Evaluations:
             if known.state not in ENDED:
                 self._launch(known.id)
             return self.get(known.id)
-        spec.check()
-        suite = await self._suite(spec)
-        targets = await self._targets(spec)
+        suite, targets = await self.examine(spec)
         record, created = self.store.create(uuid.uuid4().hex[:16], request_id, spec.to_json())
         if created:
             self.store.update(
@@ -102,6 +100,11 @@ class Evaluations:
             await self.emit(record.id, "state", {"state": "queued"})
             self._launch(record.id)
         return self.get(record.id)
+
+    async def examine(self, spec: Spec) -> tuple[Suite, Mapping[str, TargetInfo]]:
+        """Everything that `start` checks, and nothing kept: what would be played against whom. Raises as `start`."""
+        spec.check()
+        return await self._suite(spec), await self._targets(spec)
 
     async def _suite(self, spec: Spec) -> Suite:
         if spec.replay is None:

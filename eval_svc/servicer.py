@@ -23,6 +23,11 @@ class EvalServicer(v1.EvalServiceServicer):
     ) -> AsyncIterator[v1.RunEvaluationResponse]:
         """See the contract."""
         spec = convert.spec_from_proto(request.spec)
+        if request.validate_only:
+            suite, _ = await self._evaluations.examine(spec)
+            checked = v1.Evaluation(spec=request.spec, suite=suite.id, suite_digest=suite.digest)
+            yield v1.RunEvaluationResponse(evaluation=checked)
+            return
         accepted = await self._evaluations.start(spec, request.request_id)
         yield v1.RunEvaluationResponse(evaluation=convert.evaluation_to_proto(accepted))
         async for event in self._events(accepted.record.id, 0):

@@ -12,6 +12,7 @@ from chatmill.factory.v1 import GetModelRequest, ListTrainingMethodsRequest
 from chatmill.located_yaml import refuse
 from chatmill.plugins import nearest
 from chatmill.recipe.definition import Recipe
+from chatmill.recipe.evaluation import check_suite
 from chatmill.recipe.mesh import Mesh
 from chatmill.recipe.reading import model_name
 from chatmill.recipe.steps import blamed_on
@@ -43,12 +44,16 @@ async def check(recipe: Recipe, mesh: Mesh) -> str:
     if recipe.suite.path.startswith("suites/"):
         suites = (await mesh.evals.ListSuites(ListSuitesRequest())).suites
         _known(recipe, "suite.path", "suite", recipe.suite.path, (s.name for s in suites))
+    base = recipe.method.base
+    known = recipe.baseline or (model_name(base) if _in_registry(base) else "")
+    if known:
+        await check_suite(recipe, mesh, known)
     return f"class {recipe.dataset.class_}, method {recipe.method.name}, base {recipe.method.base or 'none'}"
 
 
 async def _models(recipe: Recipe, mesh: Mesh) -> None:
     base = recipe.method.base
-    if base and ("/" not in base or base.startswith("models/")):
+    if _in_registry(base):
         with blamed_on(recipe, "method.base"):
             await mesh.registry.GetModel(GetModelRequest(name=model_name(base)))
     named = {"baseline": recipe.baseline, "suite.judge": recipe.suite.judge, "suite.customer": recipe.suite.customer}
@@ -56,6 +61,10 @@ async def _models(recipe: Recipe, mesh: Mesh) -> None:
         if name:
             with blamed_on(recipe, key):
                 await mesh.registry.GetModel(GetModelRequest(name=model_name(name)))
+
+
+def _in_registry(base: str) -> bool:
+    return bool(base) and ("/" not in base or base.startswith("models/"))
 
 
 def _known(recipe: Recipe, key: str, kind: str, name: str, installed: Iterable[str]) -> None:

@@ -17,7 +17,6 @@ from chatmill.eval.v1 import (
     ExportReportRequest,
     Gate,
     ListEvaluationsRequest,
-    ListSuitesRequest,
     ReplaySuite,
     ReportFormat,
     RunEvaluationRequest,
@@ -57,7 +56,7 @@ async def evaluate(
     spec = _spec(recipe, dataset, candidate, baseline)
     inputs = fingerprint.of(
         {
-            "suite": await _suite_digest(recipe, mesh, dataset),
+            "suite": (await _checked(mesh, spec)).suite_digest,
             "candidate": candidate.revision or candidate.name,
             "baseline": baseline.revision or baseline.name,
             "spec": spec.SerializeToString(deterministic=True).hex(),
@@ -76,11 +75,11 @@ async def evaluate(
     return done, Made(_summary(done), reused=False)
 
 
-def _spec(recipe: Recipe, dataset: Dataset, candidate: Model, baseline: Model) -> EvaluationSpec:
+def _spec(recipe: Recipe, dataset: Dataset, candidate: Model, baseline: Model | None) -> EvaluationSpec:
     suite, gate = recipe.suite, recipe.gate
     spec = EvaluationSpec(
         candidate=Target(model=candidate.name),
-        baseline=Target(model=baseline.name),
+        baseline=Target(model=baseline.name) if baseline else None,
         trials=recipe.trials,
         seed=suite.seed,
         concurrency=suite.concurrency,
@@ -118,14 +117,31 @@ def _spec(recipe: Recipe, dataset: Dataset, candidate: Model, baseline: Model) -
     return spec
 
 
-async def _suite_digest(recipe: Recipe, mesh: Mesh, dataset: Dataset) -> str:
-    """What decides the suite's content: the dataset for a replay, the files, or the service's digest."""
-    if recipe.suite.replay is not None:
-        return f"{dataset.digest} {dataset.test_fraction} {dataset.split_seed}"
-    if not recipe.suite.path.startswith("suites/"):
-        return fingerprint.of_files(Path(recipe.suite.path))
-    suites = (await mesh.evals.ListSuites(ListSuitesRequest())).suites
-    return next((suite.digest for suite in suites if suite.name == recipe.suite.path), "")
+async def check_suite(recipe: Recipe, mesh: Mesh, stand_in: str) -> None:
+    """Have the eval service read the recipe's scenarios, so that a mistake in one isn't found after the training.
+
+    A replay suite is not checked: its dataset may not be there yet, and there is nothing in it to mistype.
+
+    Args:
+        recipe: the recipe.
+        mesh: who checks.
+        stand_in: resource name of a model that exists, in the place of the one to be trained.
+
+    Raises:
+        InvalidArgument: names the scenario's file and line.
+        ChatmillError: as `RunEvaluation` documents.
+    """
+    if recipe.suite.replay is None:
+        with blamed_on(recipe, "suite"):
+            await _checked(mesh, _spec(recipe, Dataset(), Model(name=stand_in), None))
+
+
+async def _checked(mesh: Mesh, spec: EvaluationSpec) -> Evaluation:
+    request = RunEvaluationRequest(spec=spec, validate_only=True)
+    async for response in mesh.evals.RunEvaluation(request):
+        if response.HasField("evaluation"):
+            return response.evaluation
+    raise Aborted("the eval service ended without an answer; run the same command again")
 
 
 async def _find(mesh: Mesh, inputs: str, state: Any) -> Evaluation | None:

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 from chatmill import __version__
 from chatmill.dataset.v1 import Dataset, Split
+from chatmill.factory.v1 import Model
 from chatmill.recipe import scoreboard, steps
 from chatmill.recipe.checking import check
 from chatmill.recipe.definition import Recipe
-from chatmill.recipe.evaluation import evaluate, export_report
+from chatmill.recipe.evaluation import check_suite, evaluate, export_report
 from chatmill.recipe.mesh import Mesh
 from chatmill.recipe.observer import Observer, StepResult
 from chatmill.recipe.steps import Made
@@ -75,11 +76,17 @@ async def run(
     async def checked() -> tuple[None, Made]:
         return None, Made(await check(recipe, mesh), reused=False)
 
+    async def based() -> tuple[Model | None, Made]:
+        base, made = await steps.find_base(recipe, mesh)
+        if base is not None:  # one that was not in the registry before couldn't stand in for the candidate then
+            await check_suite(recipe, mesh, base.name)
+        return base, made
+
     await clock.step("check", str(recipe.path), checked)
     dataset = await clock.step(
         "dataset", _sources(recipe), lambda: steps.make_dataset(recipe, mesh, observer, force=force)
     )
-    base = await clock.step("base", recipe.method.base or "none", lambda: steps.find_base(recipe, mesh))
+    base = await clock.step("base", recipe.method.base or "none", based)
     model = await clock.step(
         "train",
         f"{recipe.method.name} on {base.name if base else 'nothing'}",

@@ -57,8 +57,13 @@ class RunEvaluationRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Makes a retry safe: the same id attaches to the first call's evaluation, and resumes it if it was broken off."""
+    validate_only: _builtins.bool
+    """Only check the request, before hours of training for example: the stream is one evaluation without a name, with the
+    suite's id and digest, or the error that the call would have had. Nothing is run or kept.
+    """
     @_builtins.property
     def spec(self) -> _evaluation_pb2.EvaluationSpec:
         """The evaluation."""
@@ -68,10 +73,11 @@ class RunEvaluationRequest(_message.Message):
         *,
         spec: _evaluation_pb2.EvaluationSpec | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "spec", b"spec", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -282,3 +282,17 @@ async def test_cancelling_what_has_ended_is_refused(mesh: Mesh) -> None:
     ]
     assert watched[0].sequence == 3
     assert watched[-1].HasField("finished")
+
+
+async def test_a_suite_can_be_checked_without_a_run(mesh: Mesh) -> None:
+    spec = v1.EvaluationSpec(scenario_suite="suites/shop", candidate=model("base"))
+    answers = [r async for r in mesh.stub.RunEvaluation(v1.RunEvaluationRequest(spec=spec, validate_only=True))]
+    assert len(answers) == 1
+    assert (answers[0].evaluation.name, answers[0].evaluation.suite) == ("", "shop")
+    done, _ = await mesh.run(scenario_suite="suites/shop")
+    assert answers[0].evaluation.suite_digest == done.suite_digest
+    listed = (await mesh.stub.ListEvaluations(v1.ListEvaluationsRequest())).evaluations
+    assert [e.name for e in listed] == [done.name]
+    with pytest.raises(NotFound):
+        spec.scenario_suite = "suites/nowhere"
+        [r async for r in mesh.stub.RunEvaluation(v1.RunEvaluationRequest(spec=spec, validate_only=True))]

@@ -11,7 +11,7 @@ from typing import Any
 
 from chatmill.common.v1 import JobState
 from chatmill.dataset import v1 as dataset_v1
-from chatmill.errors import Aborted, AlreadyExists, NotFound, Unavailable
+from chatmill.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, Unavailable
 from chatmill.eval import v1 as eval_v1
 from chatmill.factory import v1 as factory_v1
 from chatmill.recipe.mesh import Mesh, connected
@@ -178,7 +178,18 @@ class Evals(eval_v1.EvalServiceServicer):
     async def ListSuites(self, request: Any, context: Any) -> Any:
         return eval_v1.ListSuitesResponse(suites=[eval_v1.Suite(name="suites/undesired", digest="d")])
 
+    def _digest(self, spec: Any) -> str:
+        if spec.WhichOneof("suite") == "replay_suite" or spec.scenario_suite.startswith("suites/"):
+            return str(spec.WhichOneof("suite"))
+        text = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(spec.scenario_suite).rglob("*.yaml")))
+        if "broken" in text:
+            raise InvalidArgument("one.yaml:1: broken")
+        return text
+
     async def RunEvaluation(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.validate_only:
+            yield eval_v1.RunEvaluationResponse(evaluation=eval_v1.Evaluation(suite_digest=self._digest(request.spec)))
+            return
         self.world.calls.append("RunEvaluation")
         evaluation = eval_v1.Evaluation(
             name=f"evaluations/{len(self.world.evaluations) + 1}", spec=request.spec, state=JobState.JOB_STATE_RUNNING

@@ -262,6 +262,13 @@ async def test_unknown_parameters_are_told_before_any_work(recipe_file: Path, me
     assert world.calls == []
 
 
+async def test_a_broken_scenario_is_told_before_any_work(recipe_file: Path, mesh: Mesh, world: World) -> None:
+    (recipe_file.parent / "suite" / "one.yaml").write_text("broken\n", encoding="utf-8")
+    with pytest.raises(InvalidArgument, match=r"one\.yaml:1: broken"):
+        await go(recipe_file, mesh)
+    assert world.calls == []
+
+
 async def test_a_dataset_of_another_recipe_is_not_replaced(recipe_file: Path, mesh: Mesh, world: World) -> None:
     await go(recipe_file, mesh)
     with pytest.raises(AlreadyExists):
