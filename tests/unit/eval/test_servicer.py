@@ -293,6 +293,6 @@ async def test_a_suite_can_be_checked_without_a_run(mesh: Mesh) -> None:
     assert answers[0].evaluation.suite_digest == done.suite_digest
     listed = (await mesh.stub.ListEvaluations(v1.ListEvaluationsRequest())).evaluations
     assert [e.name for e in listed] == [done.name]
+    spec.scenario_suite = "suites/nowhere"
     with pytest.raises(NotFound):
-        spec.scenario_suite = "suites/nowhere"
         [r async for r in mesh.stub.RunEvaluation(v1.RunEvaluationRequest(spec=spec, validate_only=True))]
