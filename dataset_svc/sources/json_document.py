@@ -80,7 +80,8 @@ class _Scanner:
                 raise bad_source(
                     self.place(), f"is not usable JSON ({error})", "Mend this record", kind="NOT_JSON"
                 ) from None
-            if end < len(self._text) or first in '{["' or not self._more():
+            # A number may go on in the next block (`1` of `12`, `1e+` of `1e+5`); all else has an end of its own.
+            if first in '{["' or end < len(self._text) - 2 or not self._more():
                 break
         taken, self._at = self._text[self._at : end], end
         self.last_size = len(taken)

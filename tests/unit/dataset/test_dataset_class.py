@@ -306,3 +306,16 @@ def test_a_dataset_whose_class_is_gone_says_so(
     assert catalog.item("d", 0)[1].label == "calm"
     with pytest.raises(FailedPrecondition, match="not installed here"):
         catalog.context("d", "log-1", 1)
+
+
+def test_a_mark_between_two_turns_of_a_person_adds_the_call_there() -> None:
+    from dataset_svc.conversation import Message, ToolCall
+    from dataset_svc.handover import Handover, at_assistant_turn
+
+    looked_up = Message("assistant", "I look it up", (ToolCall("find", {}),), by_person=True)
+    conversation = Conversation("c", (Message("user", "a"), looked_up, Message("assistant", "Done", by_person=True)))
+    longer, found = at_assistant_turn(conversation, Handover(2, "late"))
+    assert found == Handover(2, "late")
+    assert longer.messages[1] == looked_up
+    assert longer.messages[2].handover is not None
+    assert longer.messages[3].content == "Done"

@@ -130,7 +130,10 @@ CONTAINERS: dict[str, Callable[[list[Any]], str]] = {
     "indented list": lambda rows: json.dumps(rows, indent=2),
     "object by key": lambda rows: json.dumps({f"k{i}": row for i, row in enumerate(rows)}, ensure_ascii=False),
     "indented object": lambda rows: json.dumps({f"k{i}": row for i, row in enumerate(rows)}, indent=2),
-    "wrapped": lambda rows: json.dumps({"version": 1, "tags": ["a"], "none": [], "data": rows, "end": {}}, indent=1),
+    "wrapped": lambda rows: json.dumps(
+        {"version": 12345, "at": 1.5e300, "ok": True, "tags": ["a"], "none": [], "data": rows, "n": [-2.25, 1e-7]},
+        indent=1,
+    ),
 }
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 ROWS = st.lists(
