@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatmill.errors import Aborted, Cancelled, FailedPrecondition, NotFound
-from dataset_svc import rows, split, statistics, store
+from dataset_svc import build, rows, split, statistics, store
 from dataset_svc.build import Progress
 from dataset_svc.catalog import Catalog, CreateRequest, Selection
 from dataset_svc.classes import DATASET_CLASSES
@@ -360,3 +360,19 @@ def test_public_conversations_become_datasets(
     if turns:  # as the data's own README counts them
         found = catalog.statistics("d")[1].turns
         assert (round(found.mean, 1), found.p50, found.p95, found.max) == turns
+
+
+def test_progress_runs_over_all_sources_to_the_end(
+    tmp_path: Path, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_PROGRESS_SECONDS", 0)
+    first, second = log(tmp_path / "a", 30), log(tmp_path / "b", 30, start=100)
+    seen: list[Progress] = []
+    request = CreateRequest("d", [str(first), str(second)])
+    catalog.create(request, seen.append, lambda: None)
+    total = first.stat().st_size + second.stat().st_size
+    reading = [p for p in seen if p.phase == "reading"]
+    assert [p.read for p in reading] == list(range(1, 61))
+    assert [p.bytes_read for p in reading] == sorted(p.bytes_read for p in reading)
+    assert reading[-1].bytes_read == reading[-1].bytes_total == total
+    assert (seen[-1].phase, seen[-1].kept) == ("writing", 60)
