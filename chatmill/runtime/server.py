@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -350,4 +351,6 @@ def main(name: str, build: Build, argv: Sequence[str] | None = None) -> int:
     except ChatmillError as error:
         print(f"{name}: {error.message}", file=sys.stderr)  # noqa: T201 - the one line that says why it did not start
         return 2
+    finally:
+        gc.freeze()  # else the interpreter's end looks through all that torch and transformers loaded, for seconds
     return 0
