@@ -12,9 +12,6 @@ from typing import Any
 
 from inference_svc.toolcalls import CLOSE, OPEN
 
-MAX_STOP_SEQUENCES = 64
-"""A request with more is refused: each is looked for in every piece of text."""
-
 _BROKEN = "\ufffd"
 
 
@@ -63,7 +60,8 @@ class TextTable:
 
     def text(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of some tokens on their own; special ones are left out unless asked for."""
-        decoded: str = self._tokenizer.decode(list(ids), skip_special_tokens=not special)
+        wanted = list(ids) if special else [index for index in ids if index not in self.special]
+        decoded: str = self._tokenizer.decode(wanted)
         return decoded
 
     def stream(self) -> TextStream:

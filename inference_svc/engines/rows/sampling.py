@@ -167,7 +167,7 @@ def _penalise(logits: Tensor, row: RowSampling) -> None:
     """Apply penalties and the minimum length to one row's logits [vocabulary], in place."""
     s = row.sampling
     if s.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*row.prompt, *row.output}), device=logits.device)
+        seen = torch.tensor(sorted({*row.prompt, *row.output}), dtype=torch.long, device=logits.device)
         scores = logits[seen]
         logits[seen] = torch.where(scores < 0, scores * s.repetition_penalty, scores / s.repetition_penalty)
     if (s.presence_penalty or s.frequency_penalty) and row.output:
@@ -220,5 +220,6 @@ def _kept(values: Tensor, total: Tensor, rows: list[RowSampling]) -> tuple[Tenso
     shares = torch.exp(values - mass[:, None]) * by_count
     before = shares.cumsum(-1) - shares
     keep = by_count & ((before < top_p[:, None]) | (top_p[:, None] >= 1.0)) & (shares >= min_p[:, None] * shares[:, :1])
-    inside = (limited | ~keep[:, -1]).tolist()
-    return shares * keep, inside
+    # A row that keeps more tokens than are here has a sum that is not known yet.
+    beyond = (top_k > size) | (~limited & keep[:, -1])
+    return shares * keep, (~beyond).tolist()
