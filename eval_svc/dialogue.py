@@ -6,6 +6,7 @@ It knows no concurrency, no storage beyond the `record` it calls, and no statist
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,8 @@ from eval_svc.scenario import Scenario, Turn
 from eval_svc.scoring import Scoring, score_played
 from eval_svc.target import Target, TurnRequest
 from eval_svc.transcript import Exchange, Failure, Message, Reply, Transcript, Unit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,10 @@ class Dialogue:
             # a target keeps its own deadline; this is for one that does not come back from it
             detail = f"no reply within {request.timeout_s:.0f} s"
             return Reply(failure=Failure("timeout", "DEADLINE_EXCEEDED", detail), total_ms=request.timeout_s * 1000)
+        except Exception as error:
+            # a defect in a client must not pass for the agent's, nor take the other dialogues down with it
+            log.exception("the client of the target broke in %s", request.conversation)
+            return Reply(failure=Failure("evaluator", type(error).__name__, str(error)[:500]))
 
     def _due(self, turn: Turn) -> bool:
         if turn.matched is None and turn.not_matched is None:

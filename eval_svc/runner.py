@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from eval_svc.dialogue import Dialogue, Play
@@ -150,13 +150,16 @@ class Runner:
         self._began = 0.0
         self._in_flight = 0
         self._reason = ""
+        self._counts = Progress()
 
     async def run(self) -> Outcome:
         """Play what is not done yet. A unit that fails for a defect of ours raises; everything done so far is kept."""
         units = list(self.plan.units())
         wanted = {unit for _, unit in units}
         self._total = len(units)
-        self.trials = {unit: trial for unit, trial in self.journal.done().items() if unit in wanted}
+        for trial in self.journal.done().values():
+            if trial.unit in wanted:
+                self._count(trial)
         todo = iter([(scenario, unit) for scenario, unit in units if unit not in self.trials])
         self._began = time.monotonic()
         await self.observer.progressed(self.progress())
@@ -187,7 +190,7 @@ class Runner:
                 trial = await self._play(scenario, unit)
             finally:
                 self._in_flight -= 1
-            self.trials[unit] = trial
+            self._count(trial)
             self._fresh += 1
             await self.journal.trial(trial)
             await self.observer.scored(trial)
@@ -215,7 +218,7 @@ class Runner:
 
     def _check_infra(self) -> None:
         """Give up once the run can no longer become valid: an endpoint that is gone would else be called for hours."""
-        lost = sum(1 for trial in self.trials.values() if trial.score.infra is not None)
+        lost = self._counts.infra
         if lost > max(MAX_INFRA_SHARE * self._total, 2):
             failure = next(t.score.infra for t in self.trials.values() if t.score.infra is not None)
             self._reason = (
@@ -224,14 +227,18 @@ class Runner:
 
     def progress(self) -> Progress:
         """The counts now."""
-        scores = [trial.score for trial in self.trials.values()]
         elapsed = time.monotonic() - self._began
-        left = self._total - len(scores)
-        return Progress(
-            done=len(scores),
-            total=self._total,
-            passed=sum(1 for s in scores if s.passed),
-            errors=sum(1 for s in scores if any(e.severity != "minor" for e in s.errors())),
-            infra=sum(1 for s in scores if s.infra is not None),
-            seconds_left=elapsed / self._fresh * left if self._fresh else 0.0,
+        done = len(self.trials)
+        pace = elapsed / self._fresh if self._fresh else 0.0
+        return replace(self._counts, done=done, total=self._total, seconds_left=pace * (self._total - done))
+
+    def _count(self, trial: Trial) -> None:
+        """Keep the counts up to date; counting all again with each dialogue would grow with the square of the run."""
+        self.trials[trial.unit] = trial
+        counts, score = self._counts, trial.score
+        self._counts = replace(
+            counts,
+            passed=counts.passed + bool(score.passed),
+            errors=counts.errors + any(e.severity != "minor" for e in score.errors()),
+            infra=counts.infra + (score.infra is not None),
         )

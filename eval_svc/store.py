@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
 from eval_svc.result import Trial, TrialScore
@@ -166,6 +167,8 @@ class Store:
         if url.startswith("sqlite"):
             sa.event.listen(self.engine, "connect", _tune)
         _meta.create_all(self.engine)
+        insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
+        self._upserts = {table.name: _upsert(insert(table), table) for table in (_turns, _trials)}
 
     def close(self) -> None:
         """Let go of the file."""
@@ -301,9 +304,8 @@ class Store:
         now = time.time()
         with self.engine.begin() as db:
             raised = _evaluations.update().where(_evaluations.c.id == evaluation)
-            db.execute(raised.values(sequence=_evaluations.c.sequence + 1))
-            query = sa.select(_evaluations.c.sequence).where(_evaluations.c.id == evaluation)
-            sequence = int(db.execute(query).scalar_one())
+            raised = raised.values(sequence=_evaluations.c.sequence + 1)
+            sequence = int(db.execute(raised.returning(_evaluations.c.sequence)).scalar_one())
             row = {"evaluation": evaluation, "sequence": sequence, "time": now, "kind": kind, "payload": dict(payload)}
             db.execute(_events.insert().values(row))
         return Event(sequence, now, kind, payload)
@@ -316,12 +318,15 @@ class Store:
         return [Event(row.sequence, row.time, row.kind, row.payload) for row in rows]
 
     def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> None:
-        keys = {c.name: values[c.name] for c in table.primary_key}
         with self.engine.begin() as db:
-            rest = {k: v for k, v in values.items() if k not in keys}
-            where = [table.c[name] == value for name, value in keys.items()]
-            if db.execute(table.update().where(*where).values(**rest)).rowcount == 0:
-                db.execute(table.insert().values(**values))
+            db.execute(self._upserts[table.name], values)
+
+
+def _upsert(insert: Any, table: sa.Table) -> Any:
+    """The statement that inserts a row or replaces the one with its key."""
+    keys = [column.name for column in table.primary_key]
+    rest = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=rest)
 
 
 def _tune(connection: Any, _: Any) -> None:

@@ -3,6 +3,7 @@ source."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Bar:
     high: float | None = None
 
 
-_LABEL, _PLOT, _TOLD, _ROW = 190, 330, 150, 26
+_LABEL, _PLOT, _TOLD, _ROW = 140, 230, 150, 26
 
 
 def bars(rows: Sequence[Bar], *, axis: bool = True) -> Markup:
@@ -77,7 +78,7 @@ def _bar(row: Bar, top: int) -> str:
     return "".join(parts)
 
 
-def _short(text: str, most: int = 27) -> str:
+def _short(text: str, most: int = 22) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -124,7 +125,7 @@ def lines(series: Sequence[Line], *, x_name: str) -> Markup:
 def difference(value: float, low: float, high: float, margin: float) -> Markup:
     """Where the difference lies: from -100 to +100 points, with its interval, zero, and the margin that is allowed."""
     width, height, pad = 660, 74, 26
-    span = max(0.12, min(1.0, 1.25 * max(abs(low), abs(high), abs(margin))))
+    span = min(1.0, math.ceil(max(0.12, 1.2 * max(abs(low), abs(high), abs(margin))) * 10) / 10)
 
     def x(points: float) -> float:
         return pad + (max(-span, min(span, points)) + span) / (2 * span) * (width - 2 * pad)

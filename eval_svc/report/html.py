@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Row:
     baseline: ScenarioSummary | None
     squares: dict[str, Markup]
     change: str
+    wanted: dict[str, str]
     trials: list[Trial]
 
 
@@ -144,10 +145,24 @@ def _rows(
                 baseline=summaries.get("baseline", {}).get(scenario.id),
                 squares={name: squares(verdicts[name, scenario.id]) for name, _ in arms},
                 change=change,
+                wanted={check.id: _wanted(check.scorer) for check in scenario.checks()},
                 trials=sorted(dialogues[scenario.id], key=lambda t: (order[t.unit.arm], t.unit.variant, t.unit.trial)),
             )
         )
     return rows
+
+
+def _wanted(scorer: Any) -> str:
+    """The parameters of a check that differ from their defaults, short."""
+    given = []
+    for field in fields(scorer):
+        value = getattr(scorer, field.name)
+        if not field.init or value == field.default:
+            continue
+        told = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        given.append(told if field.name == "value" else f"{field.name} {told}")
+    text = "; ".join(given)
+    return text if len(text) <= 160 else text[:159] + "…"
 
 
 def _reply(trial: Trial, index: int) -> Markup:
