@@ -78,7 +78,7 @@ async def one(side: Side, prompt: str, seen: _Seen) -> int:
                 seen.gaps.append(now - last)
             last = now
             tokens += count
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         seen.failures += 1
         print(f"  {side.name}: {type(error).__name__}: {error}", file=sys.stderr)
         return tokens
@@ -151,7 +151,8 @@ def show(row: Row) -> None:
 def machine() -> str:
     """Where and on what this ran."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return f"commit {commit.stdout.strip() or 'unknown'}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    known = commit.stdout.strip() or "unknown"
+    return f"commit {known}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def main() -> int:
@@ -176,9 +177,7 @@ def main() -> int:
         else:
             bench_model.make_random(folder)
         prompts = bench_model.prompts(folder, max(64, max(sizes)), arguments.prompt_tokens)
-        print(
-            f"{machine()}\n{'side':22} {'at once':>5} {'tokens/s':>9} {'first p50':>10} {'first p95':>10} {'inter p95':>10} {'fail':>5} {'MiB':>8}"
-        )
+        print(f"{machine()}\n{'side':20} at once  tokens/s  first p50  first p95  inter p95  fail      MiB")
         rows = [row for name in names for row in asyncio.run(run_side(name, folder, prompts, sizes, arguments))]
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")

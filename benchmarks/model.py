@@ -46,7 +46,8 @@ def make_random(folder: Path, *, hidden: int = 256, layers: int = 4, seed: int =
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet)
     draw, known = random.Random(seed), words(3000)
     bpe.train_from_iterator((" ".join(draw.choices(known, k=40)) for _ in range(4000)), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|begin|>", pad_token="<|pad|>")
+    begin, pad = SPECIAL[0], SPECIAL[2]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, pad_token=pad)
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(seed)
     config = LlamaConfig(

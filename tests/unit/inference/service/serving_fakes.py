@@ -133,9 +133,7 @@ class FakeEngine:
 
     async def full(self, rows: int) -> None:
         """Wait until so many rows are taken."""
-        async with asyncio.timeout(5):
-            while len(self.rows) < rows:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.rows) >= rows)
 
     def cancel(self, request_id: str) -> bool:
         task = self._tasks.get(request_id)
@@ -198,6 +196,13 @@ class Door:
     async def ask(self, text: str = "hi", model: str = "models/tiny", request_id: str = "", **spec: Any) -> list[Any]:
         """All events of one reply."""
         return [r.event async for r in self.stub.Generate(request(text, model, request_id, **spec))]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait until a condition holds that nothing announces."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
 
 
 def request(text: str = "hi", model: str = "models/tiny", request_id: str = "", **spec: Any) -> GenerateRequest:

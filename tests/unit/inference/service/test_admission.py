@@ -157,11 +157,12 @@ async def test_overload_through_the_door(tmp_path):
         assert min(seconds) < 0.005
         assert engine.peak == 2
         assert (await door.admin.GetLoad(GetLoadRequest())).refused == 20
+        limits = Limits()
+        limits.max_queue.FromMilliseconds(1)
         with pytest.raises(errors.ResourceExhausted):
-            limits = Limits()
-            limits.max_queue.FromMilliseconds(1)
             await door.ask(limits=limits)
-        for call in calls:
+        for call, reader in zip(calls, readers, strict=True):
+            reader.cancel()
             call.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
         await engine.empty()

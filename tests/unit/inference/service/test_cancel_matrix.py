@@ -9,7 +9,7 @@ import sys
 import textwrap
 
 import pytest
-from serving_fakes import TINY, FakeEngine, Script, kinds, open_door, request, text_of
+from serving_fakes import TINY, FakeEngine, Script, kinds, open_door, request, text_of, until
 
 from chatmill import errors
 from chatmill.inference.v1 import GetLoadRequest, Moderating
@@ -20,9 +20,7 @@ MANY = Script(["word "] * 20_000 + [asyncio.Event()])
 async def settled(door):
     """Nothing runs, waits or is leased any more."""
     await door.engine.empty()
-    async with asyncio.timeout(5):
-        while door.inference.pipeline.running:
-            await asyncio.sleep(0.002)
+    await until(lambda: not door.inference.pipeline.running)
     load = await door.admin.GetLoad(GetLoadRequest())
     assert (load.running, load.waiting) == (0, 0)
     assert [r.leases for r in door.inference.models.residents()] == [0]
@@ -75,9 +73,7 @@ async def test_client_cancels_while_the_model_loads(tmp_path):
     async with open_door(tmp_path, TINY, engines={TINY.name: engine}) as door:
         call = door.stub.Generate(request())
         reader = asyncio.ensure_future(anext(aiter(call)))
-        async with asyncio.timeout(5):
-            while not engine.loaded:
-                await asyncio.sleep(0.002)
+        await until(lambda: engine.loaded)
         call.cancel()
         with contextlib.suppress(errors.Cancelled, asyncio.CancelledError):
             await reader

@@ -289,15 +289,13 @@ async def test_prompt_models_render_their_template(tmp_path):
         )
         assert events[0].started.served_by.model == "models/p/versions/1"
         seen = [(m.role.value, m.content) for m in door.engine.requests[-1].messages]
+        before = "Customer: {question} {history}\nAgent: Yes?"
+        said = f"Known: VIP.\nOwes nothing.\nBefore:\n{before}\nNow: Where is it? {{context}}"
         assert seen == [
             ("system", "You are Mia."),
             ("user", "Hi"),
             ("assistant", "Hello!"),
-            (
-                "user",
-                "Known: VIP.\nOwes nothing.\nBefore:\nCustomer: {question} {history}\nAgent: Yes?\n"
-                "Now: Where is it? {context}",
-            ),
+            ("user", said),
         ]
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from serving_fakes import FakeRegistry, kinds, request, text_of
+from serving_fakes import FakeRegistry, kinds, request, text_of, until
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -30,7 +30,8 @@ from inference_svc.composition import compose
 from inference_svc.entries import CatalogChange, ModelEntry, ModelFile, ModelKind
 from inference_svc.servicer import InferenceServicer, ServingAdminServicer
 
-SPECIAL = ["<|begin|>", "<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<tool_call>", "</tool_call>"]  # fmt: skip
+SPECIAL = [f"<|{name}|>" for name in ("begin", "end", "pad", "system", "user", "assistant", "tool")]
+SPECIAL += ["<tool_call>", "</tool_call>"]
 TEMPLATE = (
     "<|begin|>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -130,9 +131,7 @@ class open_real:  # noqa: N801
         return sum(r.engine.load().running + r.engine.load().waiting for r in self.inference.models.residents())
 
     async def empty(self):
-        async with asyncio.timeout(5):
-            while self.rows():
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.rows())
 
 
 GREEDY = Sampling(temperature=0.0, max_output_tokens=12)
@@ -268,10 +267,9 @@ async def test_changed_files_are_refused(tmp_path, folder):
         assert refused.value.reason == "ARTIFACT_MISMATCH"
         weights.write_bytes(b"not safetensors at all")
         real.registry.queue.put_nowait(CatalogChange((entry_of(copy, revision="r2"),)))
-        await asyncio.sleep(0)
+        await until(lambda: real.inference.models.catalog.get("models/tiny").revision == "r2")
         with pytest.raises(errors.FailedPrecondition):
-            while True:
-                await real.ask()
+            await real.ask()
 
 
 async def test_a_template_that_differs_is_refused(tmp_path, folder):
