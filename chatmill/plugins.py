@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -19,7 +20,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from chatmill.errors import FieldViolation, InvalidArgument, NotFound
+from chatmill.errors import FailedPrecondition, FieldViolation, InvalidArgument, NotFound
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -38,6 +41,7 @@ class Registry(Generic[T]):
         self.group = group
         self._entries: dict[str, T] = {}
         self._external_loaded = False
+        self._broken: dict[str, str] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make `name` known. Raises ValueError if it is taken, since a silent override hides a clash."""
@@ -55,9 +59,16 @@ class Registry(Generic[T]):
 
         Raises:
             NotFound: reason `UNKNOWN_PLUGIN`; the message lists what is installed and the nearest name.
+            FailedPrecondition: reason `BROKEN_PLUGIN`; it is installed, and importing it failed.
         """
         if name not in self._entries:
             self._load_external()
+        if name in self._broken:
+            raise FailedPrecondition(
+                f"the {self.kind} {name!r} is installed and can't be loaded: {self._broken[name]}. Repair or remove it.",
+                reason="BROKEN_PLUGIN",
+                metadata={"kind": self.kind, "name": name},
+            )
         try:
             return self._entries[name]
         except KeyError:
@@ -82,8 +93,13 @@ class Registry(Generic[T]):
             return
         self._external_loaded = True
         for point in entry_points(group=self.group):
-            if point.name not in self._entries:
+            if point.name in self._entries:
+                continue
+            try:
                 self._entries[point.name] = point.load()
+            except Exception as error:  # whatever a stranger's module raises must not take the others down
+                self._broken[point.name] = f"{type(error).__name__}: {error}"
+                log.warning("the %s %r (%s) can't be loaded", self.kind, point.name, point.value, exc_info=True)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatmill import plugins
-from chatmill.errors import InvalidArgument, NotFound
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound
 from chatmill.plugins import Registry, parse_parameters
 
 
@@ -158,6 +158,21 @@ class TestRegistry:
         registry.register("rows")("R")  # the same again, as on a second import
         with pytest.raises(ValueError, match="registered twice"):
             registry.register("rows")("other")
+
+    def test_one_that_can_not_be_loaded_is_named_and_leaves_the_others_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry: Registry[object] = Registry("scorer", "chatmill.scorers")
+        points = EntryPoints(
+            [
+                EntryPoint("broken", "no_such_module_anywhere:thing", "chatmill.scorers"),
+                EntryPoint("fine", "json:dumps", "chatmill.scorers"),
+            ]
+        )
+        monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+        assert registry.names() == ["fine"]
+        with pytest.raises(FailedPrecondition, match="no_such_module_anywhere"):
+            registry.get("broken")
 
     def test_entry_points_are_loaded_on_the_first_miss_and_never_hide_a_built_in(
         self, monkeypatch: pytest.MonkeyPatch
