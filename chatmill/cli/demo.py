@@ -20,11 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do it; returns the exit code."""
-    import sys
-
     code = settings.run_async(run_command.follow(arguments, _recipe()))
     if not arguments.json and code in (0, 1):
-        print(_next(), file=sys.stdout)
+        print(_next(settings.load(arguments).home))
     if not arguments.keep:
         return code
     from chatmill.cli import up
@@ -43,10 +41,22 @@ def _recipe() -> Path:
     return folder / "recipe.yaml"
 
 
-def _next() -> str:
-    return """
-What next:
-  chatmill chat MODEL                talk to it (the model's name stands above)
-  chatmill up                        keep the mesh up, for `Generate` over gRPC
-  chatmill models show MODEL         how it came to be, and its scores
-  chatmill run my/recipe.yaml        the same with your own conversations; docs/recipe.md"""
+def _next(home: Path) -> str:
+    import json
+    import os
+    import shutil
+    import sys
+
+    from chatmill.recipe.running import SCOREBOARD
+
+    model = json.loads((home / SCOREBOARD).read_text(encoding="utf-8"))["model"]
+    program = "chatmill" if shutil.which("chatmill") else os.path.relpath(sys.argv[0])
+    rows = [
+        (f"chat {model}", "talk to it"),
+        (f"models show {model}", "how it came to be, and its scores"),
+        ("datasets items shop", "what it was trained on"),
+        ("up", "keep the mesh up, for Generate over gRPC"),
+        ("run my/recipe.yaml", "the same with your own conversations; docs/recipe.md"),
+    ]
+    width = max(len(command) for command, _ in rows)
+    return "\nWhat next:\n" + "\n".join(f"  {program} {command:<{width}}  {text}" for command, text in rows)
