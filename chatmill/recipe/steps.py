@@ -18,7 +18,14 @@ from google.protobuf.struct_pb2 import Struct
 
 from chatmill.common.v1 import JobState
 from chatmill.dataset.v1 import CreateDatasetRequest, Dataset, GetDatasetRequest, Split
-from chatmill.errors import Aborted, InvalidArgument, NotFound
+from chatmill.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
 from chatmill.factory.v1 import (
     GetModelRequest,
     ListModelsRequest,
@@ -58,7 +65,10 @@ def blamed_on(recipe: Recipe, key: str) -> Iterator[None]:
     """An error that a service raises about the value at `key` names the line where the value was written."""
     try:
         yield
-    except (NotFound, InvalidArgument) as error:
+    except (NotFound, InvalidArgument, PermissionDenied, FailedPrecondition, AlreadyExists) as error:
+        fields = [violation.field for violation in getattr(error, "violations", ())]
+        if fields and all("parameters" in field.split(".") for field in fields):
+            key = f"{key.split('.')[0]}.parameters"
         error.message = f"{recipe.where(key)}: {error.message}"
         error.args = (error.message,)
         raise
@@ -100,7 +110,7 @@ async def make_dataset(recipe: Recipe, mesh: Mesh, observer: Observer, *, force:
         request_id=str(uuid.uuid4()),
         labels={fingerprint.RECIPE_LABEL: recipe.name},
     )
-    with blamed_on(recipe, "dataset"):
+    with blamed_on(recipe, "dataset.sources"):
         async for response in mesh.dataset_admin.CreateDataset(request, timeout=FOREVER):
             if response.HasField("progress"):
                 seen = response.progress

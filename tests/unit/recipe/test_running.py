@@ -271,7 +271,7 @@ async def test_a_broken_scenario_is_told_before_any_work(recipe_file: Path, mesh
 
 async def test_a_dataset_of_another_recipe_is_not_replaced(recipe_file: Path, mesh: Mesh, world: World) -> None:
     await go(recipe_file, mesh)
-    with pytest.raises(AlreadyExists):
+    with pytest.raises(AlreadyExists, match=r"recipe\.yaml:5: dataset\.sources: datasets/fern holds other data"):
         await go(recipe_file, mesh, "name=other", "dataset.id=fern", "limit=3")
     assert world.datasets["datasets/fern"].labels["recipe"] == "fern"
 
