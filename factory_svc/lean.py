@@ -1,9 +1,9 @@
 """The loss on a CPU: project only the tokens that count, in one piece, where TRL's fused head works in tiles.
 
-TRL's tiles keep the memory of a large vocabulary low and recompute it for the gradient; on a CPU, with a small model and
-vocabulary, that takes half of the training time (measured on 2 vCPU, 6M parameters, 6,144 tokens, 4,096 tokens a step,
-a quarter of them counted: 2,800 tokens/s in tiles, 5,800 in one piece, 7,900 with eager attention). Where the logits
-would be large, or the head does more than a projection, TRL's own way is taken.
+TRL's tiles keep the memory of a large vocabulary low and recompute it for the gradient; on a CPU, with a small model
+and vocabulary, that takes half of the training time (measured on 2 vCPU, 6M parameters, 6,144 tokens, 4,096 tokens a
+step, a quarter of them counted: 2,800 tokens/s in tiles, 5,800 in one piece, 7,900 with eager attention). Where the
+logits would be large, or the head does more than a projection, TRL's own way is taken.
 """
 
 from __future__ import annotations

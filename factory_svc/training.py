@@ -24,6 +24,9 @@ from factory_svc.task import Progress, Report, ShouldStop, TrainingOutcome, Trai
 
 __all__ = ["train"]
 
+# Read once, when huggingface_hub is imported, which happens later: nothing here reports to anybody.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
 
 def _silent(_: Progress) -> None:
     """The report of callers that want none."""

@@ -1,23 +1,38 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+# Models this small train fastest on one thread, and tests share the machine; workers inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from chatmill.errors import NotFound
 from factory_svc.bases import Bases
 from factory_svc.examples import Item, Turn
 from factory_svc.factory import Factory
+from factory_svc.methods.base import seed_everything
+from factory_svc.methods.scratch import Scratch
+from factory_svc.methods.scratch.config import ScratchParameters
 from factory_svc.registry import Registry
 from factory_svc.sources import DatasetInfo
 from factory_svc.store import JobStore
 from factory_svc.task import Messages, TrainingOutcome, TrainingTask
 from factory_svc.training import train
 
-TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 64, "vocabulary": 420}
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "kv_heads": 1,
+    "intermediate_size": 64,
+    "vocabulary": 420,
+}
 SYSTEM = "You are Nia of the shop Lumen."
 HANDOVER = '<tool_call>{"name": "transfer_to_human", "arguments": {"reason": "complaint"}}</tool_call>'
 
@@ -50,11 +65,12 @@ def items(count: int = 24) -> list[Item]:
 
 
 class FakeSource:
-    """An ItemSource in memory; `gate` holds it up before the first item."""
+    """An ItemSource in memory; `gate` holds it up before the first item, and `reached` tells."""
 
     def __init__(self, found: Sequence[Item]) -> None:
         self.found = list(found)
         self.gate: asyncio.Event | None = None
+        self.reached = asyncio.Event()
 
     async def describe(self, dataset: str) -> DatasetInfo:
         if dataset != "datasets/shop":
@@ -62,6 +78,7 @@ class FakeSource:
         return DatasetInfo(dataset, "digest-of-shop", len(self.found))
 
     async def training_items(self, dataset: str, languages: Sequence[str]) -> AsyncIterator[Item]:
+        self.reached.set()
         if self.gate is not None:
             await self.gate.wait()
         for item in self.found:
@@ -76,9 +93,12 @@ def scratch(output: Path, **parameters: object) -> TrainingOutcome:
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama of our own, trained for a moment."""
+    """A two-layer Llama of our own with its tokenizer; untrained, since importing a trainer takes seconds."""
     output = tmp_path_factory.mktemp("base") / "tiny-base"
-    scratch(output)
+    parameters = ScratchParameters(**TINY)
+    method = Scratch()
+    seed_everything(0)
+    method.save(method.build(parameters, conversations()), parameters, output)
     return output
 
 

@@ -22,7 +22,7 @@ FAST = {"epochs": 4, "batch_size": 4, "learning_rate": 0.01, "max_length": 128, 
 
 def test_the_installed_methods_say_what_every_parameter_means() -> None:
     assert METHODS.names() == ["lora", "prompt", "qlora", "scratch"]
-    for _, method in METHODS.items():
+    for method in (METHODS.get(name) for name in METHODS.names()):
         for parameter in describe(method.parameters):
             assert len(parameter.meaning) > 10, parameter
             assert parameter.default_json, parameter

@@ -15,7 +15,10 @@ from factory_svc.tokenization import IGNORED, mask_encoder, tokenize
 from .conftest import conversations
 
 OPTIONS: dict[str, Any] = {"max_length": 256, "over_length": "truncate", "loss_on": "assistant"}
-NO_MARKERS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+NO_MARKERS = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[/]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
