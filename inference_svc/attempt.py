@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 
@@ -71,6 +71,53 @@ class Control:
             self.generation.cancel()
         elif self.place is not None and not self.place.granted:
             self.place.abandon()
+
+
+class Silence:
+    """Notices when nothing was heard for a while, with one timer per stream instead of one per event.
+
+    Args:
+        notice: called after so long a silence; `heard` has to be called before it is called again.
+        heartbeat: how long, in seconds; 0 for ever.
+        give_up: asked for the `time.monotonic()` second at which the first word must be there, or None.
+    """
+
+    def __init__(self, notice: Callable[[], None], heartbeat: float, give_up: Callable[[], float | None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._notice = notice
+        self._heartbeat = heartbeat
+        self._give_up = give_up
+        self._last = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    def heard(self) -> None:
+        """There was something."""
+        self._last = time.monotonic()
+        if self._timer is None:
+            self._arm()
+
+    def stop(self) -> None:
+        """Nobody listens any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _due(self) -> float | None:
+        moments = [self._last + self._heartbeat] if self._heartbeat else []
+        give_up = self._give_up()
+        return min([*moments, give_up] if give_up is not None else moments, default=None)
+
+    def _arm(self) -> None:
+        due = self._due()
+        self._timer = None if due is None else self._loop.call_later(due - time.monotonic(), self._look)
+
+    def _look(self) -> None:
+        due = self._due()
+        self._timer = None
+        if due is not None and time.monotonic() < due:
+            self._arm()
+        elif due is not None:
+            self._notice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +267,17 @@ class Attempt:
             self._with.blocked_reply,
         )
         reply = Reply(options, self._with.moderation)
+        silence = Silence(generation.interrupt, request.heartbeat, lambda: self._give_up)
+        generation.when_ended(silence.stop)
         while True:
             try:
-                async with asyncio.timeout(self._patience()):
-                    event = await generation.__anext__()
+                event = await generation.__anext__()
             except TimeoutError:
                 self._check_patience()
+                silence.heard()
                 yield Progress(output_tokens=self.output_tokens)
                 continue
+            silence.heard()
             if isinstance(event, Delta):
                 self._give_up = None
                 self.output_tokens += len(event.token_ids)

@@ -136,20 +136,24 @@ class Generation(AsyncIterator[EngineEvent]):
         self._error: BaseException | None = None
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
-        self._when_ended: Callable[[], Any] | None = None
+        self._when_ended: list[Callable[[], Any]] = []
+        self._interrupted = False
 
     def when_ended(self, call: Callable[[], Any]) -> None:
         """Have `call` called once when the engine is done with the request, whether or not a reader still reads."""
         if self._ended:
             call()
         else:
-            self._when_ended = call
+            self._when_ended.append(call)
 
     def __aiter__(self) -> Generation:
         return self
 
     async def __anext__(self) -> EngineEvent:
         while not self._events:
+            if self._interrupted:
+                self._interrupted = False
+                raise TimeoutError
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
@@ -183,6 +187,12 @@ class Generation(AsyncIterator[EngineEvent]):
             self._end()
             self._wake()
 
+    def interrupt(self) -> None:
+        """Have a reader that waits meet TimeoutError; it may go on reading, and no event is lost."""
+        if not self._events:
+            self._interrupted = True
+            self._wake()
+
     def cancel(self) -> None:
         """Ask the engine to end this request; its row is free within one step. The reader gets `Finished(CANCELLED)`.
 
@@ -198,8 +208,8 @@ class Generation(AsyncIterator[EngineEvent]):
 
     def _end(self) -> None:
         self._ended = True
-        if self._when_ended is not None:
-            self._when_ended()
+        for call in self._when_ended:
+            call()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -23,6 +23,9 @@ from inference_svc.moderation.base import (
     Stage,
 )
 
+_LATER = 200
+"""Characters that gather for rules that only report."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -111,14 +114,18 @@ class Guard:
     def __init__(self, rules: Sequence[Rule], context: ModerationContext, holdback: int = 0) -> None:
         self.seconds = 0.0
         self._stage = context.stage
-        self._watches: list[_Watch] = []
+        self._enforced: list[_Watch] = []
+        self._reported: list[_Watch] = []
+        self._later: list[str] = []
+        self._later_size = 0
         self._judges: list[tuple[Rule, Judgement]] = []
         for rule in rules:
             opened = rule.moderator.open(context) if context.stage in rule.stages else None
             if callable(opened):
                 self._judges.append((rule, opened))
             elif opened is not None:
-                self._watches.append(_Watch(rule.name, opened, rule.response))
+                watches = self._reported if rule.response is Response.REPORT else self._enforced
+                watches.append(_Watch(rule.name, opened, rule.response))
         self._holdback = holdback
         self._held = ""
         self._read = 0
@@ -133,7 +140,7 @@ class Guard:
     @property
     def idle(self) -> bool:
         """Whether nothing looks at this text, so that it can pass by."""
-        return not self._watches and not self._judges and not self._holdback
+        return not self._enforced and not self._reported and not self._judges and not self._holdback
 
     @property
     def held(self) -> int:
@@ -161,12 +168,25 @@ class Guard:
             self._whole.append(text)
         passed = Passed()
         blocks: list[_Objection] = []
-        for watch in self._watches:
+        for watch in self._enforced:
             for finding in watch.scanner.feed(text, final=final):
                 self._object(_Objection(finding, watch.rule), watch.response, passed, blocks)
+        self._look_later(text, final, passed, blocks)
         self._release(passed, blocks, final)
         self.seconds += time.perf_counter() - begun
         return passed
+
+    def _look_later(self, text: str, final: bool, passed: Passed, blocks: list[_Objection]) -> None:
+        """Rules that only report delay nothing, so they look at larger pieces, which costs less."""
+        self._later.append(text)
+        self._later_size += len(text)
+        if not final and self._later_size < _LATER:
+            return
+        text = "".join(self._later)
+        self._later, self._later_size = [], 0
+        for watch in self._reported:
+            for finding in watch.scanner.feed(text, final=final):
+                self._object(_Objection(finding, watch.rule), watch.response, passed, blocks)
 
     async def judge(self) -> Passed:
         """Ask the judges about the whole text, then let pass what they allow. Call once, after the final piece."""
@@ -195,9 +215,8 @@ class Guard:
 
     def _release(self, passed: Passed, blocks: list[_Objection], final: bool) -> None:
         until = self._read if final else self._read - self._holdback
-        for watch in self._watches:
-            if watch.response is not Response.REPORT:
-                until = min(until, watch.scanner.safe)
+        for watch in self._enforced:
+            until = min(until, watch.scanner.safe)
         first = min(blocks, key=lambda b: b.finding.start, default=None)
         if first is not None:
             until = min(until, first.finding.start)
