@@ -122,8 +122,8 @@ class InferenceSettings:
         prefix_cache_tokens: prompt positions that an engine keeps for prompts with the same beginning; 0 for none.
         device: `cpu`, `cuda`, or `auto`.
         threads: CPU threads for arithmetic; 0 takes one per core.
-        flush_interval_ms: longest that generated text gathers before it is sent, where a request does not say; without it
-            the engine decides by how many replies it streams.
+        flush_interval_ms: longest that generated text gathers before it is sent, where a request does not say; without
+            it the engine decides by how many replies it streams.
         roots: folders besides the home folder that model files may lie in; the shipped ones are always allowed.
         preload: models that are loaded at the start, before the service says that it is ready.
         moderators: what looks at input and output, a list of mappings: name, response (`report`, `redact`, `block`),
@@ -198,6 +198,9 @@ class EvalSettings:
         max_runs: most evaluations that run at the same time; more wait in the queue.
         suite_roots: folders that suites and key files named by path must lie in; the shipped suites are always allowed.
         database: SQLAlchemy URL of the store; a file `eval.sqlite` under the home folder without it.
+        agent_card: the agent that people test; testers see its policies, and each of its handover rules becomes a task.
+        tasks: file with what testers are asked to do, in place of the one that comes with Chatmill
+            (`eval_svc/people/guide.yaml`).
     """
 
     host: str = "127.0.0.1"
@@ -206,6 +209,8 @@ class EvalSettings:
     max_runs: int = 2
     suite_roots: tuple[Path, ...] = (Path(),)
     database: str | None = None
+    agent_card: Path | None = None
+    tasks: Path | None = None
 
     def __post_init__(self) -> None:
         check_port(self.port)

@@ -65,7 +65,8 @@ class Registry(Generic[T]):
             self._load_external()
         if name in self._broken:
             raise FailedPrecondition(
-                f"the {self.kind} {name!r} is installed and can't be loaded: {self._broken[name]}. Repair or remove it.",
+                f"the {self.kind} {name!r} is installed and can't be loaded: {self._broken[name]}. "
+                "Repair or remove it.",
                 reason="BROKEN_PLUGIN",
                 metadata={"kind": self.kind, "name": name},
             )

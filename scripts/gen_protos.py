@@ -1,9 +1,9 @@
 """Make the Python code under chatmill/*/v1 from protos/, with a pinned toolchain.
 
-The toolchain is old on purpose: generated code demands a protobuf runtime at least as new as its compiler, so the oldest
-usable compiler gives users the widest choice (docs/adr/0002). It lives in a virtual environment of its own, since it can't be
-installed beside the newest protobuf. Run it after each change in protos/; `make protos-check` fails when the result differs
-from what is committed.
+The toolchain is old on purpose: generated code demands a protobuf runtime at least as new as its compiler, so the
+oldest usable compiler gives users the widest choice (docs/adr/0002). It lives in a virtual environment of its own,
+since it can't be installed beside the newest protobuf. Run it after each change in protos/; `make protos-check` fails
+when the result differs from what is committed.
 """
 
 from __future__ import annotations
