@@ -23,7 +23,7 @@ from inference_svc.moderation.base import (
     Stage,
 )
 
-_LATER = 200
+_LATER = 400
 """Characters that gather for rules that only report."""
 
 
@@ -168,11 +168,20 @@ class Guard:
             self._whole.append(text)
         passed = Passed()
         blocks: list[_Objection] = []
+        clear = not (self._holdback or self._redactions or self._unjudged)
         for watch in self._enforced:
             for finding in watch.scanner.feed(text, final=final):
                 self._object(_Objection(finding, watch.rule), watch.response, passed, blocks)
-        self._look_later(text, final, passed, blocks)
-        self._release(passed, blocks, final)
+                clear = False
+            clear = clear and watch.scanner.safe >= self._read
+        if self._reported:
+            self._look_later(text, final, passed, blocks)
+        if clear:
+            # What most pieces meet: nothing found, nothing to wait for.
+            passed.text, self._held = self._held, ""
+            self._released = self._read
+        else:
+            self._release(passed, blocks, final)
         self.seconds += time.perf_counter() - begun
         return passed
 
