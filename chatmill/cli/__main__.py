@@ -43,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.configure(parser)
     _common(parser)
     parser.set_defaults(command_name=name)
-    arguments = parser.parse_args(words[1:])
+    # apart and first, so that they may stand behind the name of an action, too: `models list --home DIR`
+    everywhere = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=parser.prog)
+    _common(everywhere)
+    found, rest = everywhere.parse_known_args(words[1:])
+    arguments = parser.parse_args(rest, found)
     try:
         return int(module.run(arguments))
     except ChatmillError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,31 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         main([name, "--help"])
     assert ended.value.code == 0
     assert "--home" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list", "--home", "HOME"],
+        ["--home", "HOME", "list"],
+        ["alias", "set", "live", "shop", "--home=HOME", "--debug"],
+    ],
+)
+def test_common_options_may_stand_anywhere(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr("chatmill.cli.models.run", lambda arguments: seen.append(arguments) or 7)
+    assert main(["models", *words, "-o", "a=b", "-o", "c=d"]) == 7
+    assert seen[0].home == Path("HOME")
+    assert seen[0].option == ["a=b", "c=d"]
+    assert seen[0].debug is ("--debug" in words)
+    assert seen[0].action in words[0:1] + words[2:3]
+
+
+def test_a_message_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr("chatmill.cli.chat.run", lambda arguments: seen.append(arguments) or 0)
+    assert main(["chat", "shop", "-m", "where is my order?", "--home", "x", "--fact", "Customer: Ana."]) == 0
+    assert (seen[0].model, seen[0].message, seen[0].fact) == ("shop", "where is my order?", ["Customer: Ana."])
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
