@@ -53,7 +53,9 @@ def _milliseconds(*keys: str) -> Cell:
 
 def _price(side: Side) -> str:
     price = side["price_per_conversation_usd"]
-    return NONE if price is None else f"${price:.6f}"
+    if price is None:
+        return NONE
+    return f"${price:.6f}" if price else "$0"
 
 
 def _rows(board: dict[str, Any]) -> list[tuple[str, Cell]]:
@@ -139,6 +141,8 @@ def _verdict(board: dict[str, Any]) -> list[str]:
         f"         {'ok  ' if condition['passed'] else 'FAIL'}  {condition['condition']}: {condition['seen']}"
         for condition in board["gate"]["conditions"]
     ]
+    if board["candidate"]["price_note"]:
+        lines.append(f"price    {board['candidate']['price_note']}")
     if board["promoted"]:
         lines.append(f"promoted {board['promoted']['alias']} -> {board['promoted']['model']}")
     lines.append(f"model    {board['model']}")

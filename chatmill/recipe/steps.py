@@ -246,7 +246,9 @@ async def _follow_training(
     with blamed_on(recipe, "method"):
         try:
             async for event in followed.events():
-                if event.HasField("progress"):
+                if event.HasField("state") and event.state == JobState.JOB_STATE_QUEUED:
+                    observer.progress("train", Progress(0, 0, "waiting for its turn in the factory"))
+                elif event.HasField("progress"):
                     seen = event.progress
                     if seen.note:
                         observer.note("train", seen.note)

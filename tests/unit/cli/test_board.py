@@ -32,6 +32,7 @@ def side(rate: float, **changes: Any) -> dict[str, Any]:
         "handover": {"expected": 9, "missed": 2, "unexpected": 56, "needless": 0},
         "latency_ms": {"first_token_p50": 21.4, "first_token_p95": 40, "total_p50": 100, "total_p95": 1234.5},
         "price_per_conversation_usd": None,
+        "price_note": "",
         "tokens": {"prompt": 12345, "output": 678},
         "mean_ratio": None,
         "exact_rate": None,
@@ -102,6 +103,14 @@ def test_what_was_not_measured_is_a_dash() -> None:
         *["conversation", "-", "-"],
     ]
     assert "GiB" not in text
+
+
+def test_a_price_is_shown_with_where_it_comes_from() -> None:
+    own = {"price_per_conversation_usd": 0.0, "price_note": "served on your own machine"}
+    text = printed(whole(candidate=side(0.9, **own), baseline=side(0.1, price_per_conversation_usd=0.00125)))
+    cells = next(line for line in text.splitlines() if line.startswith("price per")).split()
+    assert cells[-2:] == ["$0.001250", "$0"]
+    assert "price    served on your own machine" in text
 
 
 def test_without_a_baseline_there_is_one_column() -> None:
