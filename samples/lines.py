@@ -20,10 +20,12 @@ class Speech:
     Attributes:
         acts: frames, openings, closings and the acts of small talk, as in `phrases/acts_*.yaml`.
         language: `en` or `zh`.
+        asides: share of messages in which the customer also says something that has nothing to do with the matter.
     """
 
     acts: Mapping[str, Any]
     language: str
+    asides: float = 0.10
 
     def ask(self, topic: Mapping[str, Any], rng: random.Random, slots: Slots) -> str:
         """A question about the topic, in one of the ways that a customer may put it."""
@@ -53,7 +55,7 @@ class Speech:
         """
         chinese = self.language == "zh"
         parts = [said]
-        if rng.random() < 0.10 * more:
+        if rng.random() < self.asides * more:
             parts.insert(0, expand(rng.choice(self.acts["story"]), rng, slots))
         if rng.random() < 0.25 * more:
             parts.insert(0, expand(rng.choice(self.acts["opening"]), rng, slots))
@@ -78,4 +80,4 @@ class Speech:
 
 def transfer(text: str, reason: str) -> str:
     """An agent's turn that hands over to a person: what is said, then the call."""
-    return text + '<tool_call>{"name": "transfer_to_human", "arguments": {"reason": "' + reason + '"}}</tool_call>'
+    return text + '\n<tool_call>{"name": "transfer_to_human", "arguments": {"reason": "' + reason + '"}}</tool_call>'

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from samples.base.corpus import company_name
 from samples.grammar import bank, expand
 from samples.lines import Speech
 
@@ -80,7 +81,7 @@ def voice(language: str) -> Voice:
         topics[topic["id"]] = {**topic, **{key: [*common[key], *topic[key]] for key in ("np", "vp", "ask")}}
     words = {**bank(_HERE / "phrases" / "shop_world.yaml")[language]}
     acts["confirm"], acts["repeat"] = words["confirm"], words["repeat"]
-    return Voice(Speech(acts, language), topics, words)
+    return Voice(Speech(acts, language, asides=0.22), topics, words)
 
 
 def _list(path: Path) -> list[dict[str, Any]]:
@@ -108,19 +109,30 @@ def _open(language: str, rng: random.Random) -> Scene:
     names = world["names_zh"] if language == "zh" and rng.random() < 0.75 else world["names_en"]
     day, month = rng.randint(1, 28), rng.randrange(12)
     slots: dict[str, Any] = {
-        "bot": "Mila", "company": "Kettlemoor", "item": item, "rival": world["rivals"], "country": general["country"],
-        "pay": general["pay"], "name": rng.choice(names), "id": order_number(rng), "noun": "Order", "low": "order",
-        "d": f"{month + 1}月{day}日" if language == "zh" else f"{day} {world['months'][month]}",
+        "bot": "Mila", "company": "Kettlemoor", "item": item, "country": general["country"], "pay": general["pay"],
+        "rival": [*world["rivals"], company_name(rng, world), company_name(rng, world)],
+        "name": rng.choice(names), "id": order_number(rng), "noun": "Order", "low": "order",
+        "mash": [_mash(rng) for _ in range(4)], "emoji": words["emoji"], "d": f"{day} {world['months'][month]}",
     }  # fmt: skip
     scene = Scene(spoken, slots)
     if rng.random() < 0.28:
-        state, said = rng.choice(words["states"])
+        record = words
+        if language == "zh" and rng.random() < 0.5:
+            record = words["english"]
+        elif language == "zh":
+            slots["d"] = f"{month + 1}月{day}日"
+        state, said = rng.choice(record["states"])
         slots["state"], slots["said"] = expand(state, rng, slots), expand(said, rng, slots)
         slots["topic"] = rng.choice(list(words["topics"].values()))
         scene.last = rng.random() < 0.45
         lines = ("customer", "order", "last") if scene.last else ("customer", "order")
-        scene.memory = [expand(words["facts"][line], rng, slots) for line in lines]
+        scene.memory = [expand(record["facts"][line], rng, slots) for line in lines]
     return scene
+
+
+def _mash(rng: random.Random) -> str:
+    """What a cat types."""
+    return "".join(rng.choice("asdfghjklqwertyuiopzxcvbnm") for _ in range(rng.randint(3, 8)))
 
 
 def order_number(rng: random.Random) -> str:

@@ -17,8 +17,8 @@ from samples.lines import Speech, transfer
 Message = dict[str, str]
 _PHRASES = Path(__file__).with_name("phrases")
 HANDOVERS = ("complaint", "legal", "injury", "request", "fraud", "safety")
-CHAT = ("greet", "thanks", "bye", "mood", "who", "robot", "skills", "insult", "unclear", "tongue")
-REFUSALS = ("offtopic", "extract", "privacy", "bargain", "commit", "rival")
+CHAT = ("greet", "thanks", "bye", "mood", "who", "robot", "skills", "insult", "unclear", "tongue", "mild")
+REFUSALS = ("offtopic", "extract", "privacy", "bargain", "commit", "rival", "promise")
 CHINESE_SHARE = 0.27
 """Share of conversations in Chinese."""
 
@@ -36,17 +36,25 @@ _RULES = {
         "遇到投诉、起诉、受伤、要求人工、盗刷和危险，调用transfer_to_human。",
     ],
 }
-_NO_RULE = {
-    "en": ["I'm sorry to hear that. How can I help you?", "I'm sorry. Please tell me more about it."],
-    "zh": ["很抱歉听到这个。请问我能怎么帮您？"],
+_PLAIN = {
+    "en": {
+        "complaint": "I'm very sorry that you are so unhappy with us.",
+        "legal": "I understand that you think of legal steps.",
+        "injury": "I'm very sorry that somebody was hurt. Please call a doctor at once.",
+        "request": "I understand that you want to speak with a person.",
+        "fraud": "I understand that it was not you. Please block your card at once.",
+        "safety": "I'm so sorry that you feel this way. Please call the emergency number.",
+    },
+    "zh": {
+        "complaint": "非常抱歉让您这么不满意。",
+        "legal": "我明白您想走法律途径。",
+        "injury": "很抱歉有人受伤，请马上找医生。",
+        "request": "我明白您想找人工。",
+        "fraud": "我明白这不是您本人操作，请马上冻结银行卡。",
+        "safety": "听到您这样我很难过，请马上拨打急救电话。",
+    },
 }
-_DANGER = {
-    "en": [
-        "I'm very sorry. Please call the emergency number or a doctor at once.",
-        "I'm so sorry. Please get help at once: call the emergency number.",
-    ],
-    "zh": ["非常抱歉，请马上拨打急救电话或者找医生。"],
-}
+"""What is said where no rule of handing over holds."""
 _UNKNOWN = {
     "en": ["I'm sorry, I have no information about <topic>.", "I have no information about <topic> here, sorry."],
     "zh": ["抱歉，我没有关于<topic>的信息。"],
@@ -94,11 +102,11 @@ def conversations(count: int, seed: int) -> Iterator[list[Message]]:
 
 
 def conversation(rng: random.Random) -> list[Message]:
-    """One conversation: a system prompt and one to five exchanges."""
+    """One conversation: a system prompt and one to six exchanges."""
     scene = _scene(rng)
     speech = Speech(bank(_PHRASES / f"acts_{scene.language}.yaml"), scene.language)
     scene.messages.append({"role": "system", "content": _system(scene, rng)})
-    for _ in range(rng.choices((1, 2, 3, 4, 5), (20, 30, 25, 15, 10))[0]):
+    for _ in range(rng.choices((1, 2, 3, 4, 5, 6), (6, 14, 22, 24, 19, 15))[0]):
         if not _exchange(scene, speech, rng):
             break
     return scene.messages
@@ -123,10 +131,10 @@ def _scene(rng: random.Random) -> _Scene:
     language = "zh" if rng.random() < CHINESE_SHARE else "en"
     chinese = language == "zh"
     kinds: Mapping[str, list[str]] = world["kinds_zh" if chinese else "kinds"]
-    kind = "shop" if rng.random() < 0.55 else rng.choice(list(kinds))
+    kind = "shop" if rng.random() < 0.65 else rng.choice(list(kinds))
     if chinese:
         topics = [t for t in bank_list("topics_zh") if kind in t["kinds"]]
-        company = rng.choice(world["company_zh_a"]) if rng.random() < 0.6 else _company(rng, world)
+        company = rng.choice(world["company_zh_a"]) if rng.random() < 0.6 else company_name(rng, world)
         bot = rng.choice(world["bots_zh"] if rng.random() < 0.6 else world["bots_en"])
         words: Mapping[str, Any] = bank(_PHRASES / "acts_zh.yaml")
         item = rng.choice(words["items"])
@@ -135,7 +143,7 @@ def _scene(rng: random.Random) -> _Scene:
             t for t in bank_list("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")
         ]
         topics = topics + [t for t in bank_list("topics_en_other") if kind in t["kinds"]]
-        company, bot, words = _company(rng, world), rng.choice(world["bots_en"]), world
+        company, bot, words = company_name(rng, world), rng.choice(world["bots_en"]), world
         item = rng.choice(world["items"])
         if rng.random() < 0.3:
             item = f"{rng.choice(world['colours'])} {item}"
@@ -157,7 +165,8 @@ def bank_list(name: str) -> list[dict[str, Any]]:
     return list(loaded)
 
 
-def _company(rng: random.Random, world: Mapping[str, Any]) -> str:
+def company_name(rng: random.Random, world: Mapping[str, Any]) -> str:
+    """The name of an invented company."""
     name = f"{rng.choice(world['company_a'])}{rng.choice(world['company_b'])}"
     return name if rng.random() < 0.8 else f"{rng.choice(world['company_a'])} {rng.choice(world['company_b']).title()}"
 
@@ -171,19 +180,18 @@ def _system(scene: _Scene, rng: random.Random) -> str:
     elif scene.language == "zh":
         slots["kind"] = scene.slots["kind"]
     parts = [expand(rng.choice(_SYSTEM[written]), rng, slots)]
-    told = rng.choice((0, 0, 1, 2, 3, 4, 5))
+    told = rng.choice((0, 0, 0, 1, 2, 3))
     for topic in rng.sample(scene.topics, min(told, len(scene.topics))):
         values = {key: rng.choice(choices) for key, choices in topic["values"].items()}
         scene.known[topic["name"]] = values
         parts.append(expand(rng.choice(topic["fact"]), rng, values))
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         scene.rule = True
         parts.append(rng.choice(_RULES[written]))
     first, rest = parts[0], parts[1:]
     rng.shuffle(rest)
-    rest += _memory(scene, rng)
     joint = rng.choice((" ", "\n"))
-    return joint.join([first, *rest])
+    return "\n".join(filter(None, (joint.join([first, *rest]), " ".join(_memory(scene, rng)))))
 
 
 def _memory(scene: _Scene, rng: random.Random) -> list[str]:
@@ -224,8 +232,7 @@ def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
         if scene.rule:
             scene.add(said, transfer(speech.answer(act, rng, scene.slots), speech.acts[act]["reason"]))
             return False
-        plain = _DANGER if act in ("injury", "safety") else _NO_RULE
-        scene.add(said, rng.choice(plain[scene.language]))
+        scene.add(said, _PLAIN[scene.language][act])
     else:
         act = rng.choice(CHAT if way < 0.92 else REFUSALS)
         if first and rng.random() < 0.2:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from eval_svc.suite import Suite, read_suite
+from samples.base.build import SHIPPED
+from samples.base.corpus import conversations as corpus_conversations
 from samples.make import COUNTS, conversations, packed, path
 
-SUITE = Path(__file__).parents[3] / "samples" / "suite"
+SAMPLES = Path(__file__).parents[3] / "samples"
 HANDOVERS = {"complaint", "legal", "injury", "request", "fraud", "safety"}
 
 
@@ -29,9 +32,9 @@ def data() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-@pytest.fixture(scope="module")
-def suite() -> Suite:
-    return read_suite(SUITE)
+@pytest.fixture(scope="module", params=["suite", "suite-dev"])
+def suite(request: pytest.FixtureRequest) -> Suite:
+    return read_suite(SAMPLES / request.param)
 
 
 @pytest.mark.parametrize("language", sorted(COUNTS))
@@ -96,6 +99,27 @@ def test_no_line_of_the_suite_occurs_in_training(data: dict[str, list[dict[str, 
     asked = {bare(wording): wording for s in suite.scenarios for t in s.turns for wording in (t.user, *t.variants)}
     assert len(known) > 3000
     assert [wording for key, wording in asked.items() if key in known] == []
+
+
+def test_no_line_of_the_suite_occurs_in_the_base_corpus(suite: Suite) -> None:
+    asked = {bare(wording) for s in suite.scenarios for t in s.turns for wording in (t.user, *t.variants)}
+    corpus = corpus_conversations(3000, seed=7)
+    assert not asked & {bare(m["content"]) for messages in corpus for m in messages if m["role"] == "user"}
+
+
+@pytest.mark.slow
+def test_no_line_of_the_suite_occurs_in_the_whole_base_corpus(suite: Suite) -> None:
+    recipe = yaml.safe_load((SHIPPED / "recipe.yaml").read_text(encoding="utf-8"))["corpus"]
+    asked = {bare(wording) for s in suite.scenarios for t in s.turns for wording in (t.user, *t.variants)}
+    corpus = corpus_conversations(recipe["conversations"], seed=recipe["seed"])
+    assert not asked & {bare(m["content"]) for messages in corpus for m in messages if m["role"] == "user"}
+
+
+def test_the_base_corpus_knows_nothing_of_the_shop() -> None:
+    for messages in corpus_conversations(3000, seed=7):
+        text = " ".join(m["content"] for m in messages)
+        assert "Kettlemoor" not in text
+        assert "Mila" not in text.split()
 
 
 def test_the_comparison_sees_through_case_spaces_and_punctuation() -> None:
