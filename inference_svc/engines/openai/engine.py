@@ -73,7 +73,7 @@ class _Stream:
     last: float = 0.0
     longest: float = 0.0
     chunks: int = 0
-    finish: str = "stop"
+    finish: str = ""
     usage: Any = None
     calls: dict[int, list[str]] = field(default_factory=dict)
 
@@ -123,9 +123,8 @@ class UpstreamEngine:
         said = arguments(request, self._parameters.model)
         generation = Generation(request.request_id, self.cancel)
         stream = _Stream(request, generation, time.monotonic())
-        task = asyncio.create_task(self._run(stream, said))
-        self._tasks[request.request_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(request.request_id, None))
+        task = self._tasks[request.request_id] = asyncio.create_task(self._run(stream, said))
+        task.add_done_callback(lambda _: self._over(stream))
         return generation
 
     def cancel(self, request_id: str) -> bool:
@@ -211,6 +210,14 @@ class UpstreamEngine:
             self._finished["error"] += 1
             stream.generation.fail(error)
             raise
+        finally:
+            self._tasks.pop(stream.request.request_id, None)
+
+    def _over(self, stream: _Stream) -> None:
+        """A task that is cancelled before its first step never gets to say so itself."""
+        self._tasks.pop(stream.request.request_id, None)
+        if not stream.generation.ended:
+            self._end(stream, FinishReason.ENGINE_ABORTED if self._draining else FinishReason.CANCELLED)
 
     async def _attempts(self, stream: _Stream, said: dict[str, Any]) -> None:
         for attempt in range(self._parameters.retries + 1):
@@ -237,6 +244,11 @@ class UpstreamEngine:
                     stream.usage = chunk.usage
                 for choice in chunk.choices[:1]:
                     self._take(stream, choice)
+        if not stream.finish:
+            # A connection that closes in the middle looks like the end of a stream, but no reason was given for one.
+            raise openai.APIConnectionError(
+                message="the stream ended without a finish reason", request=answer.response.request
+            )
         if stream.calls:
             stream.generation.deliver(Delta("".join(map(_written, stream.calls.values()))))
         self._end(stream, _FINISH.get(stream.finish, FinishReason.END_OF_TURN))
