@@ -75,7 +75,7 @@ def compare(candidate: ArmSummary, baseline: ArmSummary) -> Comparison:
     needed = (
         0
         if word in ("better", "worse")
-        else scenarios_needed(round(difference, 4), round(max(discordant, abs(difference)), 4))
+        else scenarios_needed(round(difference, 3), round(max(discordant, abs(difference)), 3))
     )
     return Comparison(
         difference=difference,

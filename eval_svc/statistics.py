@@ -22,6 +22,7 @@ DISCORDANT = 0.20
 """Share of scenarios on which two models differ, where nothing better is known."""
 
 _BOOTSTRAP_SEED = 20_260_301
+_CELLS = 1_000_000
 
 
 class Interval(NamedTuple):
@@ -53,14 +54,6 @@ def pass_hat_k(trials: int, passed: int, k: int) -> float:
     return math.comb(passed, k) / math.comb(trials, k)
 
 
-@lru_cache(maxsize=8)
-def _resamples(clusters: int, count: int, seed: int) -> NDArray[np.int32]:
-    """How often each cluster is drawn in each resample, shape (count, clusters); each row sums to `clusters`."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=count)
-    return drawn.astype(np.int32)
-
-
 def cluster_bootstrap(
     values: Sequence[float],
     clusters: Sequence[str] | None = None,
@@ -82,9 +75,13 @@ def cluster_bootstrap(
     sums, sizes = _grouped(values, clusters)
     if sums.size < 2:
         return Interval(-math.inf, math.inf)
-    drawn = _resamples(sums.size, resamples, seed)
-    means = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    rng = np.random.default_rng(seed)
+    means: list[NDArray[np.float64]] = []
+    rows = max(1, _CELLS // sums.size)  # bounds the memory for suites of thousands
+    for done in range(0, resamples, rows):
+        drawn = rng.integers(0, sums.size, (min(rows, resamples - done), sums.size), dtype=np.int32)
+        means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
 
@@ -142,6 +139,7 @@ def bootstrap_percentile_difference(
     return Interval(float(low), float(high))
 
 
+@lru_cache(maxsize=4096)
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided exact p-value that as many scenarios were fixed as broken; 1 if none changed."""
     return 1.0 if fixed + broken == 0 else float(stats.binomtest(fixed, fixed + broken, 0.5).pvalue)
@@ -169,18 +167,13 @@ def mcnemar_power(scenarios: int, difference: float, discordant: float = DISCORD
     if difference <= 0 or scenarios == 0:
         return 0.0
     share_fixed = (discordant + difference) / 2 / discordant
-    power = 0.0
-    low, high = (int(v) for v in stats.binom.ppf([1e-6, 1 - 1e-6], scenarios, discordant))
-    counts = range(max(low, 1), high + 1)
-    weights = stats.binom.pmf(list(counts), scenarios, discordant)
-    for m, weight in zip(counts, weights, strict=True):
-        # the largest count of broken ones that is still significant
-        limit = int(stats.binom.ppf(alpha / 2, m, 0.5)) - 1
-        while limit + 1 <= m and 2 * stats.binom.cdf(limit + 1, m, 0.5) <= alpha:
-            limit += 1
-        if limit >= 0:
-            power += float(weight) * float(stats.binom.cdf(limit, m, 1 - share_fixed))
-    return power
+    low, high = stats.binom.ppf([1e-6, 1 - 1e-6], scenarios, discordant)
+    counts = np.arange(max(int(low), 1), int(high) + 1)
+    # the largest number of broken ones with which so many changes are still significant
+    limit = stats.binom.ppf(alpha / 2, counts, 0.5)
+    limit = np.where(2 * stats.binom.cdf(limit, counts, 0.5) <= alpha, limit, limit - 1)
+    shown = np.where(limit >= 0, stats.binom.cdf(limit, counts, 1 - share_fixed), 0.0)
+    return float(np.sum(stats.binom.pmf(counts, scenarios, discordant) * shown))
 
 
 @lru_cache(maxsize=256)

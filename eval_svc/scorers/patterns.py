@@ -36,7 +36,7 @@ def search(pattern: str, text: str, *, ignore_case: bool = True) -> tuple[int, i
 @SCORERS.register("regex")
 @dataclass(frozen=True)
 class Regex(Check):
-    """Passes if the pattern matches somewhere in the text, after normalisation other than case folding.
+    """Passes if the pattern matches somewhere in the text, as it came or normalised (all but case folded).
 
     Attributes:
         value: the pattern, in the syntax of the `regex` package (a superset of `re`).
@@ -54,10 +54,14 @@ class Regex(Check):
         text = normalise(view.text, fold=False)
         try:
             span = search(self.value, text.text, ignore_case=self.ignore_case)
+            # a pattern may be written with the very characters that normalisation takes away, such as the Chinese comma
+            raw = None if span else search(self.value, view.text, ignore_case=self.ignore_case)
         except TimeoutError:
             return Finding(
                 "unscored", note=f"the pattern took longer than {TIMEOUT} s; rewrite it without nested repetition"
             )
+        if raw is not None:
+            return Finding("pass", 1.0, view.text[slice(*raw)])
         if span is None:
             return Finding("fail", 0.0)
         return Finding("pass", 1.0, text.quote(*span))

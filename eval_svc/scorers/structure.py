@@ -17,7 +17,7 @@ from eval_svc.scorers.patterns import search
 from eval_svc.text import normalise, plain
 
 _FENCE = regex.compile(r"```(?:json)?\s*(.*?)```", regex.DOTALL | regex.IGNORECASE)
-_NUMBER = regex.compile(r"(?<![\p{L}\d.])-?\d+(?:\.\d+)?(?![\d]|\.\d)")
+_NUMBER = regex.compile(r"(?<![\p{Latin}\d.])-?\d+(?:\.\d+)?(?![\d]|\.\d)")
 
 
 def _timed_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:

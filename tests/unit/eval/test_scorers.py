@@ -39,11 +39,13 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"type": "starts_with", "value": "Hello"}, "Oh, hello", "fail"),
     ({"type": "regex", "value": r"order\s+[A-Z]-\d+"}, "Your ORDER A-77", "pass"),
     ({"type": "regex", "value": r"order\s+[A-Z]-\d+", "ignore_case": False}, "your ORDER A-77", "fail"),
-    ({"type": "regex", "value": r"(a+)+$"}, "a" * 40 + "!", "unscored"),
+    ({"type": "regex", "value": "是的，我们"}, "是的，我们承诺过。", "pass"),
+    ({"type": "regex", "value": "是的, ?我们"}, "是的，我们承诺过。", "pass"),
+    ({"type": "regex", "value": r"(a|aa)+$"}, "a" * 60 + "!", "unscored"),
     ({"type": "json_schema", "schema": {"type": "object", "required": ["id"]}}, '```json\n{"id": 3}\n```', "pass"),
     ({"type": "json_schema", "schema": {"type": "object", "required": ["id"]}}, '{"i": 3}', "fail"),
     ({"type": "json_schema", "schema": {"type": "object"}}, "not json", "fail"),
-    ({"type": "json_schema", "schema": {"type": "string", "pattern": "^(a+)+$"}}, '"' + "a" * 40 + '!"', "unscored"),
+    ({"type": "json_schema", "schema": {"type": "string", "pattern": "^(a|aa)+$"}}, '"' + "a" * 60 + '!"', "unscored"),
     ({"type": "json_schema", "schema": {"$ref": "http://127.0.0.1:1/x"}}, "{}", "unscored"),
     ({"type": "number", "value": 30, "unit": ["days", "天"]}, "within 30 days", "pass"),
     ({"type": "number", "value": 30, "unit": "天"}, "三十天即30天", "pass"),
@@ -91,10 +93,10 @@ def view(text: str, **more: Any) -> View:
 
 @pytest.mark.parametrize(("entry", "text", "expected"), CASES)
 def test_checks(entry: dict[str, Any], text: str, expected: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     found = scorer(entry).score(view(text))
     assert found.verdict == expected, found
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 2
     if found.verdict == "pass" and entry["type"].startswith(("contains", "regex", "number", "fact")):
         assert found.evidence in text, "evidence is quoted from the reply as it stands"
     if found.verdict in ("unscored", "n/a"):
@@ -243,7 +245,7 @@ def test_without_an_embedder_meaning_is_unscored() -> None:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_normalisation_is_idempotent_and_keeps_its_way_back(text: str) -> None:
     once = normalise(text)
     assert plain(once.text) == once.text
@@ -253,7 +255,7 @@ def test_normalisation_is_idempotent_and_keeps_its_way_back(text: str) -> None:
 
 
 @given(st.text(alphabet="aA’'\"“1,0 .\u3000Ｂ中文é\u0301\u200b-–", max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_normalised_texts_are_found_in_themselves(text: str) -> None:
     if not plain(text):
         return

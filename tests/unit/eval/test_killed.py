@@ -1,0 +1,53 @@
+"""kill -9 in the middle of a run, and a start again: nothing that had an answer is asked twice, the scores are the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from eval_svc.store import Store
+
+CHILD = Path(__file__).with_name("killed.py")
+
+
+def start(folder: Path, name: str, pause: float) -> subprocess.Popen[str]:
+    arguments = [folder / f"{name}.sqlite", folder / f"{name}.calls", str(pause)]
+    return subprocess.Popen([sys.executable, CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def calls(folder: Path, name: str) -> list[str]:
+    path = folder / f"{name}.calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_nothing_answered_is_asked_again_after_kill_9(tmp_path: Path) -> None:
+    with start(tmp_path, "whole", 0) as undisturbed:
+        expected, _ = undisturbed.communicate(timeout=100)
+    assert undisturbed.returncode == 0
+
+    with start(tmp_path, "cut", 0.02) as killed:
+        deadline = time.monotonic() + 100
+        while len(calls(tmp_path, "cut")) < 40:
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        killed.kill()
+    before = calls(tmp_path, "cut")
+    assert len(before) < 96, "it was killed too late to show anything"
+    store = Store(tmp_path / "cut.sqlite")
+    record = store.by_request("the-run")
+    assert record is not None
+    assert record.state == "running"
+    kept = {f"{record.id}/{unit}#{2 * i + 1}" for unit, turns in store.turns(record.id).items() for i in turns}
+    store.close()
+
+    with start(tmp_path, "cut", 0) as second:
+        told, _ = second.communicate(timeout=100)
+    assert second.returncode == 0
+    after = calls(tmp_path, "cut")[len(before) :]
+    assert told == expected
+    assert not kept & set(after), "a call that had its answer was made again"
+    assert len(kept) + len(after) == 96
+    assert len(before) - len(kept) <= 4, "no more than the dialogues in flight may be lost"
