@@ -6,6 +6,7 @@ It knows models only as something with parameters; how they are built and saved 
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,8 +262,22 @@ def _arguments(task: TrainingTask, parameters: GradientParameters, precision: st
     )
 
 
+def tidy_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints, oldest first; half-written ones are removed, and the folder if nothing is left."""
+    complete = []
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2])):
+        # transformers writes the trainer's state last.
+        if (path / "trainer_state.json").is_file():
+            complete.append(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    if not complete:
+        shutil.rmtree(folder, ignore_errors=True)
+    return complete
+
+
 def _newest_checkpoint(folder: Path) -> str | None:
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    found = tidy_checkpoints(folder)
     return str(found[-1]) if found else None
 
 
@@ -281,6 +296,8 @@ def _data_notes(rows: Tokenized) -> list[str]:
         notes.append(f"{c.dropped_over_length} dropped as too long.")
     if c.dropped_no_target:
         notes.append(f"{c.dropped_no_target} dropped without an assistant token.")
+    if c.tool_messages_skipped:
+        notes.append(f"{c.tool_messages_skipped} turns of tools left out, as the chat template has no role for them.")
     if rows.mask_source == "turns":
         notes.append("Assistant tokens found turn by turn, as the template has no generation markers.")
     return notes

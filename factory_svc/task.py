@@ -120,6 +120,7 @@ class DataCounters:
         target_tokens: those of them that the loss sees.
         masked_tokens: those of them that only serve as context.
         tokens_cut: tokens lost by truncation.
+        tool_messages_skipped: turns of tools left out because the chat template has no role for them.
     """
 
     examples_read: int = 0
@@ -131,6 +132,7 @@ class DataCounters:
     target_tokens: int = 0
     masked_tokens: int = 0
     tokens_cut: int = 0
+    tool_messages_skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

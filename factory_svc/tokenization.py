@@ -73,8 +73,13 @@ def tokenize(
     """
     encode, source = mask_encoder(tokenizer) if loss_on == "assistant" else (_encode_all(tokenizer), "")
     result = Tokenized(mask_source=source)
-    count = dict.fromkeys(("truncated", "dropped_over_length", "dropped_no_target", "tokens_cut"), 0)
-    for index, messages in enumerate(conversations):
+    count = dict.fromkeys(
+        ("truncated", "dropped_over_length", "dropped_no_target", "tokens_cut", "tool_messages_skipped"), 0
+    )
+    tools = takes_tool_messages(tokenizer)
+    for index, given in enumerate(conversations):
+        messages = given if tools else [m for m in given if m["role"] != "tool"]
+        count["tool_messages_skipped"] += len(given) - len(messages)
         ids, mask = _encode_one(encode, messages, index)
         if len(ids) > max_length:
             if over_length == "refuse":
@@ -168,6 +173,17 @@ def mask_encoder(tokenizer: Any) -> tuple[Encode, str]:
         "template in tokenizer_config.json, or set loss_on to all.",
         reason="NO_ASSISTANT_MASK",
     )
+
+
+def takes_tool_messages(tokenizer: Any) -> bool:
+    """Whether the chat template shows the model what a tool gave back."""
+    import jinja2
+
+    said = [_PROBE[0], {"role": "assistant", "content": "bravo"}, {"role": "tool", "content": "golf"}, _PROBE[3]]
+    try:
+        return "golf" in str(tokenizer.apply_chat_template(said, tokenize=False))
+    except (jinja2.TemplateError, ValueError, TypeError):
+        return False
 
 
 def _separates(tokenizer: Any, encode: Encode) -> bool:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chatmill.errors import AlreadyExists, InvalidArgument, ResourceExhausted
+from chatmill.errors import AlreadyExists, ChatmillError, InvalidArgument, ResourceExhausted
 from factory_svc.environment import describe_environment
-from factory_svc.loop import SftLoop
+from factory_svc.loop import SftLoop, tidy_checkpoints
 from factory_svc.methods import METHODS
 from factory_svc.methods.parameters import check_parameters
 from factory_svc.task import Progress, Report, ShouldStop, TrainingOutcome, TrainingTask, read_conversations
@@ -55,11 +55,15 @@ def train(task: TrainingTask, report: Report = _silent, should_stop: ShouldStop 
     if task.output.exists():
         raise AlreadyExists(f"{task.output} exists; a finished model is never overwritten.", reason="OUTPUT_EXISTS")
     conversations = read_conversations(task)
-    with _disk_full_is_clear(task.output), _folder_in_waiting(task.output) as (folder, finish):
-        loop = SftLoop(report, should_stop)
-        outcome = method.run(task, parameters, conversations, folder, loop)
-        report(Progress(step=outcome.steps, total_steps=outcome.steps, phase="saving"))
-        finish()
+    try:
+        with _disk_full_is_clear(task.output), _folder_in_waiting(task.output) as (folder, finish):
+            loop = SftLoop(report, should_stop)
+            outcome = method.run(task, parameters, conversations, folder, loop)
+            report(Progress(step=outcome.steps, total_steps=outcome.steps, phase="saving"))
+            finish()
+    except ChatmillError:
+        tidy_checkpoints(task.checkpoint_folder())
+        raise
     shutil.rmtree(task.checkpoint_folder(), ignore_errors=True)
     return dataclasses.replace(outcome, environment=describe_environment())
 
@@ -94,7 +98,7 @@ def _disk_full_is_clear(output: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(output.parent).free if output.parent.exists() else 0
         raise ResourceExhausted(
-            f"The disk is full: writing beside {output} failed with {free / 2**20:.0f} MiB free. "
+            f"The disk is full: writing beside {output} failed; {free / 2**20:.1f} MiB are free. "
             "Free some space and start the training again; what existed before is unchanged.",
             reason="DISK_FULL",
             quota="disk",

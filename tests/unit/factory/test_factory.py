@@ -24,14 +24,14 @@ from .conftest import HANDOVER, SYSTEM, FakeSource
 LONG = {"max_steps": 2000, "batch_size": 4, "max_length": 128, "precision": "fp32", "progress_steps": 1}
 
 
-def _prompt(base: Path, **changes: Any) -> JobSpec:
+def _prompt(folder: Path, **changes: Any) -> JobSpec:
     """A training that takes no time, since it loads no torch."""
     return JobSpec(
         **{
             "dataset": "datasets/shop",
             "model_id": "shop",
             "method": "prompt",
-            "base": str(base),
+            "base": str(folder),
             "system_prompt": SYSTEM,
         }
         | changes
@@ -157,6 +157,7 @@ async def test_a_killed_worker_is_a_failed_job_and_the_queue_goes_on(
     assert (await factory.get(waiting.id)).model == "models/shop/versions/1"
 
 
+@pytest.mark.slow
 async def test_a_training_worker_is_cancelled(factory: Factory, registry: Registry, base: Path) -> None:
     job = await factory.submit(_lora(base))
     await _until_step(factory, job, 3)
@@ -262,6 +263,7 @@ async def test_a_language_that_nobody_speaks_fails_with_the_reason(factory: Fact
     assert "(fr)" in failed.error["message"]
 
 
+@pytest.mark.slow
 async def test_a_worker_says_why_it_failed(factory: Factory, base: Path) -> None:
     spec = _lora(base, max_length=8, max_steps=1)
     job = await factory.submit(spec)

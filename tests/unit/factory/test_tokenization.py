@@ -69,6 +69,23 @@ def test_a_template_without_markers_is_masked_turn_by_turn(base: Path) -> None:
     assert _learned(tokenizer, rows, 1) == "Order " + conversations(3)[1][2]["content"].removeprefix("Order ") + "[/]"
 
 
+def test_turns_of_tools_are_left_out_of_templates_without_them(base: Path, tokenizer: Any) -> None:
+    messages = [
+        {"role": "user", "content": "where?"},
+        {"role": "assistant", "content": "Let me look."},
+        {"role": "tool", "content": "golf club"},
+        {"role": "assistant", "content": "Here."},
+    ]
+    assert tokenize(tokenizer, [messages], **OPTIONS).counters.tool_messages_skipped == 0
+    for template in (
+        NO_MARKERS.replace("%}[{{", "%}{% if m['role'] == 'tool' %}{{ raise_exception('no') }}{% endif %}[{{"),
+        NO_MARKERS.replace("{{ m['content'] }}", "{{ '' if m['role'] == 'tool' else m['content'] }}"),
+    ):
+        rows = tokenize(_with_template(base, template), [messages], **OPTIONS)
+        assert rows.counters.tool_messages_skipped == 1
+        assert _learned(_with_template(base, template), rows) == "Let me look.[/]Here.[/]"
+
+
 def test_a_template_that_trl_knows_is_patched(base: Path) -> None:
     from trl.chat_template_utils import qwen2_5_chat_template
 
