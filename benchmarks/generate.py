@@ -163,6 +163,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per request; default: %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=100, help="tokens per prompt; default: %(default)s")
     parser.add_argument("--model", type=Path, help="folder of another model; default: 5 million random parameters")
+    parser.add_argument("--save-model", type=Path, help="keep the model in this folder, for converting it to GGUF")
     parser.add_argument("--quick", action="store_true", help="one round each, for trying the program out")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
@@ -171,7 +172,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown sides {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "model"
+        folder = arguments.save_model or Path(scratch) / "model"
         if arguments.model:
             bench_model.make_endless(arguments.model, folder)
         else:

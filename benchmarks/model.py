@@ -96,7 +96,8 @@ def prompts(folder: Path, count: int, tokens: int, seed: int = 0) -> list[str]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    draw, known, found = random.Random(seed), words(3000), []
+    draw, known = random.Random(seed), words(3000)
+    found: list[str] = []
 
     def length(text: str) -> int:
         said = [{"role": "user", "content": text}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from benchmarks.sides.base import ServerSide, python
@@ -28,13 +29,16 @@ class Chatmill(ServerSide):
         await self.wait_ready()
         self._channel = channel.connect(f"127.0.0.1:{self.port}")
         self._stub = InferenceServiceStub(self._channel)
-        while True:
-            try:
-                listed = await self._stub.ListServedModels(ListServedModelsRequest())
-            except ChatmillError:
-                continue
-            if listed.served_models and listed.served_models[0].loaded:
-                return
+        async with asyncio.timeout(self.ready_seconds):
+            while not await self._loaded():  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+
+    async def _loaded(self) -> bool:
+        try:
+            listed = await self._stub.ListServedModels(ListServedModelsRequest())
+        except ChatmillError:
+            return False
+        return bool(listed.served_models) and listed.served_models[0].loaded
 
     async def stream(self, prompt: str) -> AsyncIterator[int]:
         """One Generate."""
