@@ -222,15 +222,22 @@ class BridgeSettings:
     """The bridge: HTTP, the testers' page.
 
     Attributes:
-        host: address to listen on.
+        host: address to listen on. Beyond loopback it takes TLS and tokens, as the services do; browsers then ask for a
+            name and its token from `mesh.security.token_file`.
         port: port to listen on; 0 takes any free one.
+        models: what testers talk to: `models/{id}`, versions or aliases; the newest version of each served model
+            without it.
+        testers: most replies that the testers' page fetches at once; more wait.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
+    models: tuple[str, ...] = ()
+    testers: int = 16
 
     def __post_init__(self) -> None:
         check_port(self.port)
+        check_positive(testers=self.testers)
 
 
 @dataclass(frozen=True, slots=True)

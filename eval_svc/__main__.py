@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 from chatmill.config import Config
 from chatmill.eval import v1
-from chatmill.runtime.server import Service, main
+from chatmill.runtime.server import Add, Service, main
 from eval_svc.clients import DatasetSource, MeshAgents, Peers, RegistryScores
 from eval_svc.evaluations import Evaluations
 from eval_svc.execution import Tools
+from eval_svc.people import guide
+from eval_svc.people.desk import AgentModels, Desk
+from eval_svc.people.servicer import HumanEvalServicer
 from eval_svc.semantic import local_embedder
 from eval_svc.servicer import EvalServicer
 from eval_svc.store import Store
@@ -41,7 +45,11 @@ async def build(config: Config) -> Service:
         await peers.close()
         store.close()
 
-    servicers = [(v1.add_EvalServiceServicer_to_server, EvalServicer(evaluations))]
+    desk = Desk(store, lambda: guide.load(settings.tasks, settings.agent_card), AgentModels(tools.agents))
+    servicers: list[tuple[Add, Any]] = [
+        (v1.add_EvalServiceServicer_to_server, EvalServicer(evaluations)),
+        (v1.add_HumanEvalServiceServicer_to_server, HumanEvalServicer(desk)),
+    ]
     return Service("eval", servicers, ready=ready, drain=evaluations.close, close=close)
 
 

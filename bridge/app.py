@@ -1,0 +1,39 @@
+"""The HTTP app: each door of the bridge is a module that mounts itself here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from bridge import testers
+from bridge.mesh import Mesh
+from chatmill import __version__
+from chatmill.config import Config
+
+
+def build(config: Config) -> FastAPI:
+    """The app for a configuration; it dials no service before somebody asks for something."""
+    mesh = Mesh(config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await mesh.close()
+
+    app = FastAPI(title="Chatmill", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> dict[str, str]:
+        """Whether the bridge itself answers; it says nothing of the services behind it."""
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        """The page for people."""
+        return RedirectResponse(testers.PATH)
+
+    testers.mount(app, mesh, config.bridge)
+    return app

@@ -1,0 +1,100 @@
+"""Small tools of all panels: texts that follow the language, quiet events, errors told to the tester."""
+
+from __future__ import annotations
+
+import functools
+import html
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import gradio as gr
+
+from bridge.testers.texts import text
+from chatmill.errors import ChatmillError
+
+log = logging.getLogger(__name__)
+
+Updates = dict[Any, Any]
+"""Component to its update, as Gradio takes them."""
+
+
+class Localised:
+    """Components whose words follow the language."""
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[Any, Callable[[str], dict[str, Any]]]] = []
+
+    def add(self, component: Any, **keys: str) -> Any:
+        """Give a component texts: `add(button, value="chat.send")`; returns it."""
+        return self.add_made(component, lambda language: {name: text(language, key) for name, key in keys.items()})
+
+    def add_made(self, component: Any, make: Callable[[str], dict[str, Any]]) -> Any:
+        """Give a component properties that are made for a language; returns it."""
+        self._entries.append((component, make))
+        return component
+
+    @property
+    def components(self) -> list[Any]:
+        """All of them."""
+        return [component for component, _ in self._entries]
+
+    def updates(self, language: str) -> Updates:
+        """All texts in a language."""
+        found: Updates = {}
+        for component, make in self._entries:
+            found.setdefault(component, {}).update(make(language))
+        return {component: gr.update(**values) for component, values in found.items()}
+
+
+def choices(language: str, **keys: str) -> list[tuple[str, str]]:
+    """Choices of a component, value to text: `choices("en", yes="form.yes")`."""
+    return [(text(language, key), value) for value, key in keys.items()]
+
+
+def tell(language: str, error: ChatmillError) -> None:
+    """Show an error in a corner of the page."""
+    log.warning("a tester's click failed: %s: %s", error.code, error.message)
+    gr.Warning(html.escape(text(language, "trouble.call", message=error.message)), duration=12)
+
+
+def guarded(handler: Callable[..., Awaitable[Updates]]) -> Callable[..., Awaitable[Updates]]:
+    """A handler whose errors of the mesh are shown instead of raised; its last argument is the language."""
+
+    @functools.wraps(handler)
+    async def guard(*arguments: Any) -> Updates:
+        try:
+            return await handler(*arguments)
+        except ChatmillError as error:
+            tell(arguments[-1], error)
+            return {}
+
+    return guard
+
+
+def guarded_stream(handler: Callable[..., AsyncIterator[Updates]]) -> Callable[..., AsyncIterator[Updates]]:
+    """The same for a handler that yields."""
+
+    @functools.wraps(handler)
+    async def guard(*arguments: Any) -> AsyncIterator[Updates]:
+        try:
+            async for updates in handler(*arguments):
+                yield updates
+        except ChatmillError as error:
+            tell(arguments[-1], error)
+            yield {}
+
+    return guard
+
+
+def on(trigger: Any, handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], **more: Any) -> Any:
+    """Bind a handler to an event of a component, quietly: no public API, no spinner over what one reads."""
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    unique = list({id(component): component for component in outputs}.values())
+    return trigger(handler, list(inputs), unique, **{**quiet, **more})
+
+
+def clock() -> str:
+    """The time of day in UTC, for `saved` lines."""
+    return datetime.now(UTC).astimezone().strftime("%H:%M:%S")

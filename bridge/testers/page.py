@@ -1,0 +1,347 @@
+"""The whole page: panels, and what happens on each click. The mesh keeps everything; the browser holds a name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import gradio as gr
+
+from bridge.testers import shown
+from bridge.testers.desk import Desk
+from bridge.testers.history import HistoryPanel
+from bridge.testers.kit import Localised, Updates, guarded, guarded_stream, on
+from bridge.testers.marks import FormPanel, LabelPanel
+from bridge.testers.queue import QueuePanel
+from bridge.testers.results import STATUSES, DefectsPanel, ResultsPanel
+from bridge.testers.start import StartPanel
+from bridge.testers.talk import VOTES, TalkPanel
+from bridge.testers.texts import LANGUAGES, preferred, text
+from chatmill.errors import NotFound
+from chatmill.eval.v1 import GetTestGuideResponse, TestSession, Thumb
+
+CSS = Path(__file__).with_name("style.css")
+EMPTY = {"tester": "", "language": "", "session": ""}
+
+
+class Page:
+    """The testers' page as a Gradio app.
+
+    Args:
+        testers: most replies that are fetched at once; more wait.
+    """
+
+    def __init__(self, desk: Desk, testers: int) -> None:
+        self._desk = desk
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._words = words = Localised()
+        with gr.Blocks(title="Chatmill", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
+            self.saved = gr.BrowserState(dict(EMPTY), storage_key="chatmill-testers", secret="chatmill-testers")  # noqa: S106
+            self.session = gr.State("")
+            self.selected = gr.State("")
+            with gr.Row(elem_id="head"):
+                self._head()
+                self.language = gr.Radio(
+                    [(name, code) for code, name in LANGUAGES.items()],
+                    value="en", elem_id="language", show_label=False, container=False, scale=0, min_width=170,
+                )  # fmt: skip
+            with gr.Tabs(elem_id="tabs"):
+                with words.add(gr.Tab("Test", id="test", elem_id="tab-test"), label="tab.test"):
+                    self.start = StartPanel(desk, words)
+                    with gr.Row(visible=False, elem_id="talk") as self.room:
+                        with gr.Column(scale=3, min_width=320):
+                            self.talk = TalkPanel(desk, words)
+                        with gr.Column(scale=2, min_width=300) as self.side:
+                            self.marks = LabelPanel(desk, words)
+                            self.form = FormPanel(desk, words)
+                with words.add(gr.Tab("Sessions", id="history"), label="tab.history") as self.history_tab:
+                    self.history = HistoryPanel(desk, words)
+                with words.add(gr.Tab("Queue", id="queue"), label="tab.queue") as self.queue_tab:
+                    self.queue = QueuePanel(desk, words)
+                with words.add(gr.Tab("Results", id="results"), label="tab.results") as self.results_tab:
+                    self.results = ResultsPanel(desk, words)
+                    self.defects = DefectsPanel(desk, words)
+            self._bind()
+        self.blocks.queue(default_concurrency_limit=testers, max_size=max(64, 4 * testers), api_open=False)
+
+    def _head(self) -> None:
+        self._words.add_made(
+            gr.HTML(elem_id="brand"),
+            lambda code: {
+                "value": f'<h1><span class="cm-logo"></span>Chatmill <em>{shown.plain(text(code, "title"))}</em></h1>'
+                f'<p class="cm-small">{shown.plain(text(code, "tagline"))}</p>'
+            },
+        )
+
+    @property
+    def _view(self) -> list[Any]:
+        """All that a session changes."""
+        states = [self.session, self.selected, self.saved, self.start.tester, self.start.box, self.room, self.side]
+        return [*states, *self.talk.outputs, *self.marks.outputs, *self.form.outputs]
+
+    def _bind(self) -> None:
+        start, talk, marks, form, language = self.start, self.talk, self.marks, self.form, self.language
+        everything = [language, start.tester, *start.outputs, *self._words.components, *self._view]
+        on(self.blocks.load, self._load, [self.saved], everything)
+        on(
+            language.input,
+            self._translate,
+            [self.session, self.selected, start.task, start.mode, self.saved, language],
+            everything,
+        )
+        for trigger in (start.task.input, start.mode.input):
+            on(trigger, self._refill, [start.task, start.mode, language], start.outputs)
+        chosen = [start.tester, start.mode, start.task, start.model, start.consent, self.saved, language]
+        on(start.begin.click, self._begin, chosen, self._view, trigger_mode="once")
+        for trigger in (talk.send.click, talk.entry.submit):
+            on(trigger, self._say, [talk.entry, self.session, language], self._view, trigger_mode="once")
+        on(talk.retry.click, self._again, [self.session, language], self._view, trigger_mode="once")
+        on(talk.stop.click, self._stop, [self.session], [])
+        on(talk.new.click, self._leave, [self.saved, start.task, start.mode, language], [*self._view, *start.outputs])
+        on(talk.bot.like, self._like, [self.session, language], self._view)
+        on(talk.bot.select, self._select, [self.session, language], [self.selected, *marks.outputs])
+        for name, button in talk.votes.items():
+            on(button.click, self._voting(name), [talk.leaked, self.session, language], self._view, trigger_mode="once")
+        said = [self.session, self.selected, *marks.inputs, language]
+        for trigger in (marks.thumb.input, marks.errors.input, marks.evidence.blur, marks.note.blur):
+            on(trigger, self._label, said, [marks.saved, talk.bot])
+        for field in form.inputs:
+            on(field.input, self._fill_in, [self.session, *form.inputs, language], [form.saved])
+        on(form.send.click, self._finish, [self.session, *form.inputs, language], self._view, trigger_mode="once")
+        self._bind_tabs()
+
+    def _bind_tabs(self) -> None:
+        history, queue, results, defects, language = self.history, self.queue, self.results, self.defects, self.language
+        for trigger in (self.history_tab.select, history.refresh.click):
+            on(trigger, self._list, [self.start.tester, language], history.outputs)
+        on(history.list.input, self._open, [history.list, self.saved, language], self._view).then(
+            None, None, None, js="() => document.querySelector('#tabs button[role=tab]').click()"
+        )
+        for trigger in (self.queue_tab.select, queue.next.click):
+            on(trigger, self._advance, [queue.seen, self.start.tester, language], queue.outputs)
+        for field in (queue.verdict.input, queue.errors.input, queue.note.blur):
+            on(field, self._judge, [queue.item, self.start.tester, *queue.inputs, language], [queue.saved])
+        outputs = [*results.outputs, *defects.outputs]
+        for trigger in (self.results_tab.select, results.refresh.click, results.evaluation.input):
+            on(trigger, self._results, [results.evaluation, defects.list, language], outputs)
+        on(defects.list.input, self._defects, [defects.list, language], defects.outputs)
+        on(
+            defects.status.input,
+            self._set_defect,
+            [defects.list, defects.status, defects.note, self.start.tester, language],
+            defects.outputs,
+        )
+        on(defects.draft.click, self._draft, [defects.list, language], [defects.yaml])
+
+    def _lock(self, session: str) -> asyncio.Lock:
+        """One click of a session after the other, or an older form could be kept last."""
+        return self._locks.setdefault(session, asyncio.Lock())
+
+    async def _load(self, saved: dict[str, str], request: gr.Request) -> Updates:
+        saved = {**EMPTY, **(saved or {})}
+        language = saved["language"] or preferred(request.headers.get("accept-language", ""))
+        words = {**self._words.updates(language), self.language: language}
+        return {**words, **await self._restore(saved["session"], saved, language)}
+
+    @guarded
+    async def _restore(self, session: str, saved: dict[str, str], language: str) -> Updates:
+        guide = await self._desk.guide(language)
+        updates = await self.start.fill(guide, None, "chat", language)
+        updates[self.start.tester] = saved["tester"]
+        if not session:
+            return updates
+        try:
+            return {**updates, **self._shown(await self._desk.session(session), guide, saved, language)}
+        except NotFound:
+            gr.Warning(shown.plain(text(language, "trouble.session")))
+            return {**updates, self.saved: {**saved, "session": ""}}
+
+    @guarded
+    async def _translate(
+        self, session: str, selected: str, task: str, mode: str, saved: dict[str, str], language: str
+    ) -> Updates:
+        guide = await self._desk.guide(language)
+        saved = {**EMPTY, **(saved or {}), "language": language}
+        updates = {**self._words.updates(language), **await self.start.fill(guide, task, mode, language)}
+        if session:
+            updates |= self._shown(await self._desk.session(session), guide, saved, language, selected)
+        return {**updates, self.saved: saved}
+
+    @guarded
+    async def _refill(self, task: str, mode: str, language: str) -> Updates:
+        return await self.start.fill(await self._desk.guide(language), task, mode, language)
+
+    def _shown(
+        self,
+        session: TestSession,
+        guide: GetTestGuideResponse,
+        saved: dict[str, str] | None,
+        language: str,
+        selected: str = "",
+    ) -> Updates:
+        """Everything as the session is; the newest reply is selected where none is named."""
+        turns = shown.in_force(session)
+        chosen = selected or (turns[-1].name if turns else "")
+        updates: Updates = {
+            self.session: session.name,
+            self.selected: chosen,
+            self.start.tester: session.tester,
+            self.start.box: gr.update(visible=False),
+            self.room: gr.update(visible=True),
+            self.side: gr.update(visible=not session.HasField("battle")),
+            **self.talk.view(session, guide, language),
+            **self.marks.view(session, guide, chosen, language),
+            **self.form.view(session, language),
+        }
+        if saved is not None:
+            updates[self.saved] = {**saved, "session": session.name, "tester": session.tester, "language": language}
+        return updates
+
+    async def _now(self, session: str, language: str, selected: str = "") -> Updates:
+        found, guide = await self._desk.session(session), await self._desk.guide(language)
+        return self._shown(found, guide, None, language, selected)
+
+    @guarded
+    async def _begin(
+        self, tester: str, mode: str, task: str, model: str, consent: bool, saved: dict[str, str], language: str
+    ) -> Updates:
+        if not consent:
+            gr.Warning(text(language, "start.needs_consent"))
+            return {}
+        name = " ".join(tester.split())
+        if mode == "battle":
+            session = await self._desk.begin_battle(name, task, language)
+        else:
+            session = await self._desk.begin(name, task, model or "", language)
+        return self._shown(session, await self._desk.guide(language), {**EMPTY, **(saved or {})}, language)
+
+    @guarded_stream
+    async def _say(self, words: str, session: str, language: str) -> AsyncIterator[Updates]:
+        if not words.strip() or not session:
+            yield {}
+            return
+        async for updates in self.talk.say(words.strip(), await self._desk.session(session), language):
+            yield updates
+        yield await self._now(session, language)
+
+    @guarded_stream
+    async def _again(self, session: str, language: str) -> AsyncIterator[Updates]:
+        async for updates in self.talk.again(await self._desk.session(session), language):
+            yield updates
+        yield await self._now(session, language)
+
+    async def _stop(self, session: str) -> None:
+        self.talk.cut_off(session)
+
+    @guarded
+    async def _leave(self, saved: dict[str, str], task: str, mode: str, language: str) -> Updates:
+        guide = await self._desk.guide(language)
+        return {
+            self.session: "",
+            self.selected: "",
+            self.saved: {**EMPTY, **(saved or {}), "session": ""},
+            self.start.box: gr.update(visible=True),
+            self.room: gr.update(visible=False),
+            **await self.start.fill(guide, task, mode, language),
+        }
+
+    @guarded
+    async def _like(self, data: gr.LikeData, session: str, language: str) -> Updates:
+        thumbs = {True: Thumb.THUMB_UP, False: Thumb.THUMB_DOWN}
+        async with self._lock(session):
+            found = await self._desk.session(session)
+            selected = _turn_at(found, data.index)
+            if selected:
+                liked = thumbs.get(data.liked) if isinstance(data.liked, bool) else None
+                await self.marks.set_thumb(found, selected, liked or Thumb.THUMB_UNSPECIFIED)
+            return await self._now(session, language, selected)
+
+    @guarded
+    async def _select(self, data: gr.SelectData, session: str, language: str) -> Updates:
+        found = await self._desk.session(session)
+        selected = _turn_at(found, data.index)
+        if not selected:
+            return {}
+        guide = await self._desk.guide(language)
+        return {self.selected: selected, **self.marks.view(found, guide, selected, language)}
+
+    @guarded
+    async def _label(self, session: str, selected: str, *said: Any) -> Updates:
+        async with self._lock(session):
+            found = await self._desk.session(session)
+            updates = await self.marks.save(found, selected, *said) if selected else {}
+            if updates:
+                now = shown.feedback(await self._desk.session(session))
+                updates[self.talk.bot] = gr.update(feedback_value=now)
+            return updates
+
+    @guarded
+    async def _fill_in(self, session: str, *said: Any) -> Updates:
+        *values, language = said
+        async with self._lock(session):
+            return await self.form.save(await self._desk.session(session), values, language, send=False)
+
+    @guarded
+    async def _finish(self, session: str, *said: Any) -> Updates:
+        *values, language = said
+        async with self._lock(session):
+            await self.form.save(await self._desk.session(session), values, language, send=True)
+            return await self._now(session, language)
+
+    def _voting(self, name: str) -> Any:
+        @guarded
+        async def vote(leaked: bool, session: str, language: str) -> Updates:
+            found = await self._desk.vote(session, VOTES[name], leaked=leaked)
+            return self._shown(found, await self._desk.guide(language), None, language)
+
+        return vote
+
+    @guarded
+    async def _list(self, author: str, language: str) -> Updates:
+        return await self.history.fill(author, await self._desk.guide(language), language)
+
+    @guarded
+    async def _open(self, session: str, saved: dict[str, str], language: str) -> Updates:
+        guide = await self._desk.guide(language)
+        return self._shown(await self._desk.session(session), guide, {**EMPTY, **(saved or {})}, language)
+
+    @guarded
+    async def _advance(self, seen: list[str], author: str, language: str) -> Updates:
+        return await self.queue.advance(seen, author, await self._desk.guide(language), language)
+
+    @guarded
+    async def _judge(self, item: str, author: str, *said: Any) -> Updates:
+        async with self._lock(item):
+            return await self.queue.save(item, author, *said)
+
+    @guarded
+    async def _results(self, evaluation: str | None, chosen: str | None, language: str) -> Updates:
+        classes = list((await self._desk.guide(language)).error_classes)
+        scores = await self.results.fill(evaluation, classes, language)
+        return {**scores, **await self.defects.fill(chosen, classes, language)}
+
+    @guarded
+    async def _defects(self, chosen: str, language: str) -> Updates:
+        return await self.defects.fill(chosen, list((await self._desk.guide(language)).error_classes), language)
+
+    @guarded
+    async def _set_defect(self, chosen: str, status: str, note: str, author: str, language: str) -> Updates:
+        await self._desk.set_defect(chosen, STATUSES[status], author, note)
+        return await self.defects.fill(chosen, list((await self._desk.guide(language)).error_classes), language)
+
+    @guarded
+    async def _draft(self, chosen: str, language: str) -> Updates:
+        return await self.defects.scenario(chosen)
+
+
+def _turn_at(session: TestSession, index: int | tuple[int, int] | list[int]) -> str:
+    """The turn that a bubble of the chat belongs to: a question and its reply are two bubbles."""
+    place = (index if isinstance(index, int) else index[0]) // 2
+    turns = shown.in_force(session)
+    return turns[place].name if 0 <= place < len(turns) else ""
+
+
+__all__ = ["CSS", "Page"]

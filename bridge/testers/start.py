@@ -1,0 +1,81 @@
+"""The first panel: who tests what, and what is agreed to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from bridge.testers import shown
+from bridge.testers.desk import Desk
+from bridge.testers.kit import Localised, Updates, choices
+from bridge.testers.texts import text
+from chatmill.eval.v1 import GetTestGuideResponse, TestTask
+
+
+class StartPanel:
+    """Pseudonym, mode, task, model, consent.
+
+    Args:
+        words: collects what follows the language.
+    """
+
+    def __init__(self, desk: Desk, words: Localised) -> None:
+        self._desk = desk
+        with gr.Column(elem_id="start", elem_classes="cm-panel") as self.box:
+            words.add_made(gr.HTML(), lambda code: {"value": shown.heading(text(code, "start.heading"))})
+            with gr.Row():
+                self.tester = words.add(
+                    gr.Textbox(max_length=32, elem_id="tester", min_width=200),
+                    label="start.tester",
+                    info="start.tester.hint",
+                )
+                self.mode = words.add_made(
+                    gr.Radio(value="chat", elem_id="mode", min_width=280),
+                    lambda code: {
+                        "choices": choices(code, chat="start.mode.chat", battle="start.mode.battle"),
+                        "label": text(code, "start.mode"),
+                        "info": text(code, "start.mode.hint"),
+                    },
+                )
+            self.task = words.add(gr.Radio(elem_id="task", elem_classes="cm-tasks"), label="start.task")
+            self.card = gr.HTML(elem_id="task-preview")
+            self.model = words.add(gr.Dropdown(elem_id="model", filterable=False), label="start.model")
+            self.notice = gr.HTML(elem_id="start-notice")
+            self.consent_text = gr.HTML(elem_id="consent-text")
+            self.consent = words.add(gr.Checkbox(elem_id="consent"), label="start.consent")
+            self.begin = words.add(gr.Button(variant="primary", size="lg", elem_id="begin"), value="start.begin")
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `fill` updates."""
+        return [self.task, self.card, self.model, self.notice, self.consent_text, self.mode, self.begin]
+
+    async def fill(self, guide: GetTestGuideResponse, task: str | None, mode: str, language: str) -> Updates:
+        """The choices there are now.
+
+        Args:
+            task: id of the chosen task; the first one where it is none.
+        """
+        models = await self._desk.models()
+        chosen = find(guide, task) or guide.tasks[0]
+        battle = mode == "battle"
+        problem = ""
+        if not models:
+            problem = text(language, "start.no_models")
+        elif battle and len(models) < 2:
+            problem = text(language, "start.one_model")
+        named = [(shown.name_of(name), name) for name in models]
+        return {
+            self.task: gr.update(choices=[(task.title, task.id) for task in guide.tasks], value=chosen.id),
+            self.card: shown.task_card(guide, chosen, None, language, rules=False),
+            self.model: gr.update(choices=[(text(language, "start.model.drawn"), ""), *named], visible=not battle),
+            self.notice: f'<p class="cm-notice">{shown.plain(problem)}</p>' if problem else "",
+            self.consent_text: f'<p class="cm-small">{shown.plain(guide.consent_text)}</p>',
+            self.begin: gr.update(interactive=not problem),
+        }
+
+
+def find(guide: GetTestGuideResponse, task: str | None) -> TestTask | None:
+    """The task of that id, None where there is none."""
+    return next((entry for entry in guide.tasks if entry.id == task), None)

@@ -1,0 +1,1 @@
+"""What people say about models: test sessions, labels, blind comparisons, agreement, defects."""
