@@ -153,8 +153,10 @@ class ModelForward:
                 reason="UNSUPPORTED_ARCHITECTURE",
             )
         self._mix: Mix | None = None
-        for name, (_, size) in linear_shapes(model).items():
+        self._hooks = [
             model.get_submodule(name).register_forward_hook(self._adapt(name, size))
+            for name, (_, size) in linear_shapes(model).items()
+        ]
         self._takes_positions = "position_ids" in parameters
         self._keeps = "logits_to_keep" in parameters
         self._plain_mask = (
@@ -162,6 +164,11 @@ class ModelForward:
             and bool(getattr(model, "_supports_attention_backend", False))
             and not getattr(config, "alibi", False)
         )
+
+    def detach(self) -> None:
+        """Take the hooks for adapters off the model, before something else runs it."""
+        for hook in self._hooks:
+            hook.remove()
 
     def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
         """See `Forward.decode`."""

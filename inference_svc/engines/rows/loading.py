@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from chatmill.errors import FailedPrecondition, NotFound
 from inference_svc.engines.base import BaseInfo
 from inference_svc.engines.rows.parameters import RowsParameters
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,10 @@ def load(path: Path, parameters: RowsParameters) -> Loaded:
     """
     _check_folder(path)
     device = _device(parameters)
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    if parameters.quantization != "none" and size < parameters.smallest_quantized_mib << 20:
+        log.info("%s has %d MiB of weights, too few to quantise", path.name, size >> 20)
+        parameters = replace(parameters, quantization="none")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         dtype = _dtype(parameters, config, device)
@@ -70,6 +78,7 @@ def load(path: Path, parameters: RowsParameters) -> Loaded:
         )
     model.eval()
     model.requires_grad_(False)
+    _avoid_odd_shapes(model)
     return Loaded(model, tokenizer, _info(model, tokenizer, parameters, device))
 
 
@@ -124,8 +133,17 @@ def _quantization(parameters: RowsParameters, dtype: torch.dtype) -> BitsAndByte
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=False
         )
     if parameters.quantization == "int8":
+        # It says on every product of every step that it works in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True)
     return None
+
+
+def _avoid_odd_shapes(model: PreTrainedModel) -> None:
+    """Keep layers whose shape it can't pack from bitsandbytes' AVX-512 kernel, which would fail on the first step."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit) and (module.in_features % 64 or module.out_features % 32):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _info(model: PreTrainedModel, tokenizer: Any, parameters: RowsParameters, device: torch.device) -> BaseInfo:

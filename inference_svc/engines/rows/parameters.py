@@ -29,10 +29,12 @@ class RowsParameters:
 
     Attributes:
         quantization: of the base's linear layers: `nf4` (4 bits), `int8`, `none`.
+        smallest_quantized_mib: bases with smaller weight files are not quantised, since that would cost speed and save
+            next to nothing; `BaseInfo.quantisation` then says `none`.
         device: `cpu`, `cuda`, or `auto`, which takes CUDA where there is one.
         dtype: of weights that are not quantised, and of the states; `auto` takes that of the weights file, but
             float32 on a CPU that has no arithmetic for it.
-        threads: CPU threads of torch in this process; 0 takes one per core.
+        threads: CPU threads of torch in this process; 0 takes one per core, or one alone where more would not help.
         max_rows: requests that run at once.
         max_waiting: requests that may wait inside the engine; more are refused.
         context_length: most tokens of prompt and output together; 0 takes the model's own bound.
@@ -47,6 +49,7 @@ class RowsParameters:
     """
 
     quantization: Literal["nf4", "int8", "none"] = "nf4"
+    smallest_quantized_mib: int = 64
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: int = 0
@@ -64,7 +67,7 @@ class RowsParameters:
         for name in ("max_rows", "max_waiting", "prefill_tokens", "default_output_tokens", "max_adapters"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("threads", "context_length", "token_budget", "prefix_cache_tokens"):
+        for name in ("smallest_quantized_mib", "threads", "context_length", "token_budget", "prefix_cache_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
 
