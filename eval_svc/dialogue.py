@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from eval_svc import seeds
+from eval_svc.customer import PlayedCustomer
 from eval_svc.outcome import outcome_of
 from eval_svc.scenario import Scenario, Turn
 from eval_svc.scoring import Scoring, score_played
@@ -52,6 +53,7 @@ class Dialogue:
         run_seed: seed of the run; both sides of a comparison share it.
         known: turns that an earlier attempt already got answered; they are not asked again.
         in_flight: how many dialogues run at present, for the latency record.
+        customer: the model that plays the customer of a simulated scenario.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Dialogue:
         record: Record,
         known: Mapping[int, Exchange],
         in_flight: Callable[[], int] = lambda: 1,
+        customer: Target | None = None,
     ) -> None:
         self.scenario = scenario
         self.unit = unit
@@ -79,11 +82,14 @@ class Dialogue:
         self.record = record
         self.known = known
         self.in_flight = in_flight
+        self.customer = customer
         self.exchanges: list[Exchange] = []
         self.stopped = False
 
     async def run(self) -> Transcript:
         """Play to the end, to a handover, to a failure, or to a turn with `on_fail: stop`."""
+        if self.scenario.simulated:
+            return await self._simulate()
         for index, turn in enumerate(self.scenario.turns):
             if self.stopped or not self._due(turn):
                 self.exchanges.append(Exchange(index, turn.user, None))
@@ -92,6 +98,23 @@ class Dialogue:
             self.exchanges.append(exchange)
             if _ends(exchange.reply) or (turn.stop_on_fail and self._failed_last()):
                 self.stopped = True
+        return self._transcript()
+
+    async def _simulate(self) -> Transcript:
+        """Let the played customer speak until it is done, is handed over, or has had its turns."""
+        assert self.customer is not None
+        played = PlayedCustomer(self.customer, self.scenario, self.seed, self.play.turn_timeout_s)
+        for index in range(self.scenario.max_turns):
+            before = self.known.get(index)
+            words = before.user if before is not None else await played.next(self.exchanges)
+            if isinstance(words, Failure):
+                self.exchanges.append(Exchange(index, "", Reply(failure=words)))
+                break
+            if words is None:
+                break
+            self.exchanges.append(await self._exchange(index, words))
+            if _ends(self.exchanges[-1].reply):
+                break
         return self._transcript()
 
     async def _exchange(self, index: int, user: str) -> Exchange:

@@ -107,7 +107,11 @@ class Execution:
         plan = self._plan(record, spec, Suite.from_snapshot(record.suite))
         targets = {arm: self.tools.agents.target(pinned(spec, record, arm)) for arm in plan.arms}
         self._answered = await asyncio.to_thread(self.store.turns, self.evaluation)
-        outcome = await Runner(plan, targets, self.tools.scoring(spec), self, self, self._stop).run()
+        customer = self.tools.agents.target(spec.customer) if spec.customer is not None else None
+        if customer is None and (left_out := sum(1 for s in plan.suite.scenarios if s.simulated)):
+            text = f"{left_out} simulated scenarios are not played: no model plays the customer"
+            await self.emit(self.evaluation, "warning", {"text": text})
+        outcome = await Runner(plan, targets, self.tools.scoring(spec), self, self, self._stop, customer).run()
         if self._suspended():
             return
         cancelled = self._why == "cancelled" and not outcome.complete
@@ -141,6 +145,7 @@ class Execution:
             trials=spec.trials,
             seed=spec.seed,
             concurrency=spec.concurrency or self.tools.concurrency,
+            simulate=spec.customer is not None,
             play=replace(
                 self.tools.play,
                 system=spec.system_prompt,

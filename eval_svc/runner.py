@@ -35,6 +35,7 @@ class Plan:
         trials: how often each scenario is played; None: as scenario and suite say.
         seed: of the run.
         concurrency: dialogues at a time, both sides together.
+        simulate: play simulated scenarios too; without a model for the customer they are left out.
     """
 
     run_id: str
@@ -44,6 +45,7 @@ class Plan:
     seed: int = 0
     concurrency: int = 8
     play: Play = field(default_factory=Play)
+    simulate: bool = False
 
     def units(self) -> Iterator[tuple[Scenario, Unit]]:
         """All units: the suite once per trial, both sides next to each other, so that drift hits them alike.
@@ -52,6 +54,8 @@ class Plan:
         """
         for trial in range(max((self.trials_of(s) for s in self.suite.scenarios), default=0)):
             for scenario in self.suite.scenarios:
+                if scenario.simulated and not self.simulate:
+                    continue
                 variants = range(scenario.variants if trial == 0 else 1) if trial < self.trials_of(scenario) else ()
                 for variant in variants:
                     for arm in self.arms:
@@ -126,6 +130,7 @@ class Runner:
 
     Args:
         targets: an agent for each arm of the plan.
+        customer: plays simulated customers.
         stop: set it to end the run; dialogues in flight are dropped, their answered turns are kept.
     """
 
@@ -137,12 +142,14 @@ class Runner:
         journal: Journal,
         observer: Observer,
         stop: asyncio.Event | None = None,
+        customer: Target | None = None,
     ) -> None:
         self.plan = plan
         self.targets = targets
         self.scoring = scoring
         self.journal = journal
         self.observer = observer
+        self.customer = customer
         self.stop = stop or asyncio.Event()
         self.trials: dict[Unit, Trial] = {}
         self._total = 0
@@ -151,6 +158,7 @@ class Runner:
         self._in_flight = 0
         self._reason = ""
         self._counts = Progress()
+        self._simulated = {s.id for s in plan.suite.scenarios if s.simulated}
 
     async def run(self) -> Outcome:
         """Play what is not done yet. A unit that fails for a defect of ours raises; everything done so far is kept."""
@@ -212,6 +220,7 @@ class Runner:
             record=record,
             known=self.journal.answered(unit),
             in_flight=lambda: self._in_flight,
+            customer=self.customer,
         )
         transcript = await dialogue.run()
         return Trial(transcript, await score_trial(scenario, transcript, self.scoring))
@@ -240,5 +249,5 @@ class Runner:
             counts,
             passed=counts.passed + bool(score.passed),
             errors=counts.errors + any(e.severity != "minor" for e in score.errors()),
-            infra=counts.infra + (score.infra is not None),
+            infra=counts.infra + (score.infra is not None and trial.unit.scenario not in self._simulated),
         )

@@ -10,10 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[1])]
-
 from eval.fakes import ScriptedAgent, evaluations, spec, suite
-
 from eval_svc.store import Store
 
 EXPECT = [{"type": "contains_any", "value": "yes"}]

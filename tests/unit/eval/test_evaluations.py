@@ -20,6 +20,7 @@ from .fakes import (
     failed,
     finish,
     handover,
+    in_turn,
     scenario,
     spec,
     suite,
@@ -294,6 +295,20 @@ async def test_a_handover_ends_the_dialogue_and_counts_both_ways() -> None:
     never = ScriptedAgent(lambda _: "hello")
     board = (await finish(evaluations(held, {"a": never}), spec())).board
     assert board.candidate.errors == {"missed_handoff": 1}
+
+
+async def test_a_played_customer_informs_and_does_not_decide() -> None:
+    played = {"schema": 1, "id": "sim", "kind": "simulated", "goal": "Learn the return period.", "max_turns": 4}
+    held = suite(scenario("s"), played)
+    customer = ScriptedAgent(in_turn(["Hi, how long can I return it?", "And what does it cost?", "[END]"]), "customer")
+    agent = ScriptedAgent(lambda r: "hello" if r.messages[-1].content == "hi" else "I don't know <|end|>")
+    board = (await finish(evaluations(held, {"a": agent, "c": customer}), spec(customer=TargetSpec("models/c")))).board
+    assert (board.candidate.trials, board.candidate.pass_rate) == (1, 1.0)
+    assert [r.messages[-1].content for r in agent.requests if len(r.messages) > 1] == ["And what does it cost?"]
+    assert "Learn the return period" in customer.requests[0].system
+    alone = ScriptedAgent(lambda _: "hello")
+    await finish(evaluations(held, {"a": alone}), spec())
+    assert len(alone.requests) == 1, "nobody plays the customer"
 
 
 async def test_a_judge_that_is_judged_is_refused() -> None:

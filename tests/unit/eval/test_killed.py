@@ -1,11 +1,15 @@
-"""kill -9 in the middle of a run, and a start again: nothing that had an answer is asked twice, the scores are the same."""
+"""kill -9 in the middle of a run, and a start again: nothing that had an answer is asked twice, the scores are the
+same."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from eval_svc.store import Store
 
@@ -14,7 +18,9 @@ CHILD = Path(__file__).with_name("killed.py")
 
 def start(folder: Path, name: str, pause: float) -> subprocess.Popen[str]:
     arguments = [folder / f"{name}.sqlite", folder / f"{name}.calls", str(pause)]
-    return subprocess.Popen([sys.executable, CHILD, *arguments], stdout=subprocess.PIPE, text=True)
+    places = {"PYTHONPATH": os.pathsep.join((str(CHILD.parents[3]), str(CHILD.parents[1])))}
+    command = [sys.executable, CHILD, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **places})
 
 
 def calls(folder: Path, name: str) -> list[str]:
@@ -22,13 +28,14 @@ def calls(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.timeout(600)
 def test_nothing_answered_is_asked_again_after_kill_9(tmp_path: Path) -> None:
     with start(tmp_path, "whole", 0) as undisturbed:
-        expected, _ = undisturbed.communicate(timeout=100)
+        expected, _ = undisturbed.communicate(timeout=250)
     assert undisturbed.returncode == 0
 
     with start(tmp_path, "cut", 0.02) as killed:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 250
         while len(calls(tmp_path, "cut")) < 40:
             assert killed.poll() is None
             assert time.monotonic() < deadline
@@ -44,7 +51,7 @@ def test_nothing_answered_is_asked_again_after_kill_9(tmp_path: Path) -> None:
     store.close()
 
     with start(tmp_path, "cut", 0) as second:
-        told, _ = second.communicate(timeout=100)
+        told, _ = second.communicate(timeout=250)
     assert second.returncode == 0
     after = calls(tmp_path, "cut")[len(before) :]
     assert told == expected

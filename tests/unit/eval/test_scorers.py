@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- a table is read by its rows
 """Every check type, on replies it must pass, fail, or leave alone; and the text that they compare on."""
 
 from __future__ import annotations
@@ -24,9 +23,21 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"type": "contains_any", "value": "30"}, "It costs 1300 euros or 30.5", "fail"),
     ({"type": "contains_any", "value": "1000"}, "It weighs 1,000 g", "pass"),
     ({"type": "contains_any", "value": "don't"}, "I don’t know", "pass"),
-    ({"type": "contains_any", "value": "refund", "unless": ["not", "cannot", "n't"]}, "We cannot give a refund.", "fail"),
-    ({"type": "contains_any", "value": "refund", "unless": ["n't"]}, "We don't refund that. A refund is on its way.", "pass"),
-    ({"type": "contains_any", "value": "refund", "unless": ["not"], "window_after": 4}, "A refund is not possible", "fail"),
+    (
+        {"type": "contains_any", "value": "refund", "unless": ["not", "cannot", "n't"]},
+        "We cannot give a refund.",
+        "fail",
+    ),
+    (
+        {"type": "contains_any", "value": "refund", "unless": ["n't"]},
+        "We don't refund that. A refund is on its way.",
+        "pass",
+    ),
+    (
+        {"type": "contains_any", "value": "refund", "unless": ["not"], "window_after": 4},
+        "A refund is not possible",
+        "fail",
+    ),
     ({"type": "contains_any", "value": "退款", "unless": ["不", "无法"]}, "我们无法为您退款。", "fail"),
     ({"type": "contains_any", "value": "退款", "unless": ["不", "无法"]}, "没有别的问题。可以退款。", "pass"),
     ({"type": "contains_any", "value": "art", "whole_words": True}, "Start now", "fail"),

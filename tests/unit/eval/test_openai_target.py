@@ -1,0 +1,171 @@
+"""The OpenAI-compatible target against a real server on this machine that behaves well and badly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmill.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from eval_svc.openai_target import OpenAiTarget, split_calls
+from eval_svc.spec import TargetSpec
+from eval_svc.target import MAX_REPLY_CHARS, TurnRequest
+from eval_svc.transcript import Message
+
+HEAD = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+
+
+def chunk(**delta: Any) -> str:
+    finish = delta.pop("finish", None)
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    body = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def usage() -> str:
+    body = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": []}
+    body["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n"
+
+
+def refuse(status: str, headers: str = "") -> str:
+    body = '{"error": {"message": "no"}}'
+    return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n{body}"
+
+
+CALL = [{"index": 0, "id": "c", "type": "function", "function": {"name": "transfer_to_human", "arguments": '{"rea'}}]
+REST = [{"index": 0, "function": {"arguments": 'son": "complaint"}'}}]
+BEHAVIOURS = {
+    "good": HEAD + chunk(role="assistant", content="Hello ") + chunk(content="there.") + chunk(finish="stop") + usage(),
+    "call": HEAD + chunk(tool_calls=CALL) + chunk(tool_calls=REST) + chunk(finish="tool_calls") + usage(),
+    "cut": HEAD + chunk(content="Hello ") + chunk(finish="length") + usage(),
+    "broken": HEAD + chunk(content="Hello "),
+    "rubbish": HEAD + "data: {not json}\n\n",
+    "busy": refuse("429 Too Many Requests", "Retry-After: 2\r\n"),
+    "key": refuse("401 Unauthorized"),
+    "away": refuse("503 Service Unavailable"),
+    "error": refuse("500 Internal Server Error"),
+    "empty": HEAD + chunk(finish="stop") + usage(),
+}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[str]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if request.startswith(b"GET"):
+            writer.write(refuse("404 Not Found").encode())
+        else:
+            length = int(
+                next(h for h in request.split(b"\r\n") if h.lower().startswith(b"content-length")).split(b":")[1]
+            )
+            model = json.loads(await reader.readexactly(length))["model"]
+            if model == "hang":
+                await asyncio.sleep(30)
+            elif model == "flood":
+                writer.write(HEAD.encode())
+                for _ in range(500):
+                    writer.write(chunk(content="word " * 2000).encode())
+            else:
+                writer.write(BEHAVIOURS[model].encode())
+        try:
+            await writer.drain()
+            writer.close()
+        except OSError:
+            pass
+
+    served = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{served.sockets[0].getsockname()[1]}/v1"
+    served.close()
+
+
+def request(timeout_s: float = 20.0) -> TurnRequest:
+    return TurnRequest("c", "Be kind.", ("Likes tea.",), (Message("user", "hi"),), 1, 32, 0.0, timeout_s)
+
+
+async def ask(server: str, model: str, timeout_s: float = 20.0) -> Any:
+    return await OpenAiTarget.open(TargetSpec(model, server), ()).reply(request(timeout_s))
+
+
+async def test_a_good_reply_with_its_times_and_tokens(server: str) -> None:
+    reply = await ask(server, "good")
+    assert (reply.text, reply.finish_reason, reply.failure) == ("Hello there.", "stop", None)
+    assert (reply.tokens_in, reply.tokens_out) == (7, 3)
+    assert 0 < reply.first_token_ms <= reply.total_ms
+
+
+async def test_a_call_in_pieces_is_a_handover(server: str) -> None:
+    reply = await ask(server, "call")
+    assert reply.handed_over
+    assert reply.handoff_reason == "complaint"
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "infra"),
+    [
+        ("broken", "stream_broken", False),
+        ("rubbish", "stream_broken", False),
+        ("error", "stream_broken", False),
+        ("busy", "rate_limited", True),
+        ("key", "unauthenticated", True),
+        ("away", "unreachable", True),
+    ],
+)
+async def test_whose_fault_it_is(server: str, model: str, kind: str, infra: bool) -> None:
+    reply = await ask(server, model)
+    assert reply.failure is not None
+    assert (reply.failure.kind, reply.failure.infra) == (kind, infra), reply.failure
+    if model == "busy":
+        assert reply.failure.retry_after_s == 2
+    if model == "broken":
+        assert reply.text == "Hello "
+
+
+async def test_an_endpoint_that_hangs_times_out(server: str) -> None:
+    reply = await ask(server, "hang", 0.3)
+    assert reply.failure.kind == "timeout"
+    assert not reply.failure.infra
+
+
+async def test_an_endless_reply_is_cut(server: str) -> None:
+    reply = await ask(server, "flood")
+    assert reply.failure.kind == "oversized"
+    assert len(reply.text) == MAX_REPLY_CHARS
+
+
+async def test_nobody_there() -> None:
+    target = OpenAiTarget.open(TargetSpec("m", "http://127.0.0.1:9/v1"), ())
+    assert (await target.reply(request())).failure.kind == "unreachable"
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await target.describe()
+
+
+async def test_a_server_that_lists_no_models_is_taken_at_its_word(server: str) -> None:
+    info = await OpenAiTarget.open(TargetSpec("good", server), ()).describe()
+    assert (info.model, info.endpoint, info.priced_as) == ("good", "openai", "")
+
+
+def test_urls_and_key_files_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="http://"):
+        OpenAiTarget.open(TargetSpec("m", "file:///etc/passwd"), ())
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    with pytest.raises(PermissionDenied):
+        OpenAiTarget.open(TargetSpec("m", "http://x/v1", str(key)), ())
+    with pytest.raises(NotFound):
+        OpenAiTarget.open(TargetSpec("m", "http://x/v1", str(tmp_path / "none")), (tmp_path,))
+    assert OpenAiTarget.open(TargetSpec("m", "http://x/v1", str(key)), (tmp_path,)).client.api_key == "secret"
+
+
+def test_calls_written_as_text_are_taken_out() -> None:
+    text, calls = split_calls(
+        'Sure. <tool_call>{"name": "transfer_to_human", "arguments": {"reason": "x"}}</tool_call>'
+    )
+    assert text == "Sure."
+    assert calls[0].arguments == {"reason": "x"}
+    broken = "<tool_call>{not json}</tool_call>"
+    assert split_calls(broken) == (broken, [])
