@@ -30,7 +30,7 @@ class LocalEmbedder:
             if self._model is None:
                 library: Any = importlib.import_module("sentence_transformers")
                 package: Any = importlib.import_module(PACKAGE)
-                self._model = library.SentenceTransformer(str(package.model_path()), device="cpu")
+                self._model = library.SentenceTransformer(str(package.get_model_path()), device="cpu")
             vectors: Any = self._model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         found: Sequence[Sequence[float]] = vectors.tolist()
         return found
