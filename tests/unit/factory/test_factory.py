@@ -169,6 +169,7 @@ async def test_a_training_worker_is_cancelled(factory: Factory, registry: Regist
     assert [e.model_id for e in registry.read().entries.values()] == ["tiny-base"]
 
 
+@pytest.mark.slow
 async def test_stopping_the_service_leaves_a_checkpoint_and_says_so(
     tmp_path: Path, registry: Registry, bases: Bases, source: FakeSource, base: Path
 ) -> None:

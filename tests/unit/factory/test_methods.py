@@ -103,6 +103,7 @@ def test_an_adapter_is_trained_and_changes_what_the_base_says(method: str, base:
     assert not torch.allclose(plain, adapted, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter(base: Path, tmp_path: Path) -> None:
     first = _adapter("lora", base, tmp_path / "a", seed=7)
     again = _adapter("lora", base, tmp_path / "b", seed=7)
