@@ -28,6 +28,7 @@ def calls(folder: Path, name: str) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nothing_answered_is_asked_again_after_kill_9(tmp_path: Path) -> None:
     with start(tmp_path, "whole", 0) as undisturbed:
