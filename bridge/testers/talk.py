@@ -139,7 +139,9 @@ class TalkPanel:
     async def again(self, session: TestSession, language: str) -> AsyncIterator[Updates]:
         """Ask the last question again; the old reply stays in the record. Raises as `say`."""
         sides = (LEFT, RIGHT) if session.HasField("battle") else (ONE,)
-        last = {side: turns[-1] for side in sides if (turns := shown.in_force(session, side))}
+        last: dict[BattleSide.ValueType, TestTurn] = {
+            side: turns[-1] for side in sides if (turns := shown.in_force(session, side))
+        }
         if not last:
             gr.Info(text(language, "chat.nothing_to_retry"))
             return
@@ -148,7 +150,7 @@ class TalkPanel:
             yield updates
 
     async def _ask(
-        self, words: str, session: TestSession, replaced: Mapping[int, TestTurn], language: str
+        self, words: str, session: TestSession, replaced: Mapping[BattleSide.ValueType, TestTurn], language: str
     ) -> AsyncIterator[Updates]:
         sides = await self._sides(session)
         names = {turn.name for turn in replaced.values()}

@@ -62,6 +62,8 @@ async def _up(arguments: argparse.Namespace, config: settings.Config, names: Seq
             return 0
         await starting
         _show(console, supervisor, chosen)
+        if not arguments.services and parts.BRIDGE not in names:
+            console.print(parts.BRIDGE_MISSING, style="dim", markup=False)
         failing = asyncio.create_task(supervisor.failure())
         await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
         failed = failing.result() if failing.done() else None
@@ -95,7 +97,7 @@ def _show(console: Console, supervisor: Supervisor, chosen: Sequence[Part]) -> N
     made = table("service", "address", "process>", "log")
     for part in chosen:
         address = target_of(part.host, part.port)
-        shown = address if part.grpc else f"http://{address}"
+        shown = address if part.grpc else f"http://{address}/test"
         made.add_row(part.name, shown, str(supervisor.pids[part.name]), str(supervisor.log(part.name)))
     console.print()
     console.print(made)

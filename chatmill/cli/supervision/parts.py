@@ -15,12 +15,14 @@ from chatmill.plugins import nearest
 
 MODULES = {"dataset": "dataset_svc", "factory": "factory_svc", "inference": "inference_svc", "eval": "eval_svc"}
 BRIDGE = "bridge"
+BRIDGE_PACKAGES = ("gradio", "fastapi", "uvicorn")
+BRIDGE_MISSING = "the testers' page is not installed; to have it: pip install 'chatmill[ui]'"
 LOOPBACK = "127.0.0.1"
 
 
 def installed() -> tuple[str, ...]:
-    """The names of the services that can be started, the bridge last."""
-    with_bridge = importlib.util.find_spec(BRIDGE) and importlib.util.find_spec(f"{BRIDGE}.__main__")
+    """The names of the services that can be started, the bridge last if its libraries are there."""
+    with_bridge = all(importlib.util.find_spec(name) is not None for name in (BRIDGE, *BRIDGE_PACKAGES))
     return (*SERVICES, BRIDGE) if with_bridge else SERVICES
 
 
@@ -29,12 +31,15 @@ def chosen(text: str | None) -> tuple[str, ...]:
 
     Raises:
         NotFound: one of them isn't there; names the nearest.
+        FailedPrecondition: reason `EXTRA_MISSING`; the bridge is asked for without its libraries.
     """
     known = installed()
     if not text:
         return known
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
+        if name == BRIDGE and name not in known:
+            raise FailedPrecondition(f"--services: {BRIDGE_MISSING}", reason="EXTRA_MISSING")
         if name not in known:
             raise NotFound(
                 f"--services: unknown service {name!r}{nearest(name, known) or '.'} Known: {', '.join(known)}."
