@@ -1,0 +1,120 @@
+"""A mesh in one loop: the real evaluation service, a scripted model, a registry of two."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatmill.common.v1 import ToolCall
+from chatmill.config import Config
+from chatmill.errors import NotFound, ResourceExhausted
+from chatmill.factory import v1 as factory_v1
+from chatmill.inference import v1 as inference_v1
+from chatmill.runtime.server import Service
+from chatmill.runtime.testing import local_config, running
+from eval_svc.__main__ import build
+
+MODELS = ("models/shop", "models/chatmill-tiny")
+NASTY = (
+    "<b>bold</b> <img src=x onerror=\"document.title='hacked'\"> **stars** # head\n"
+    "<script>document.title='hacked'</script>"
+)
+
+
+class Registry(factory_v1.RegistryServiceServicer):
+    """Two models."""
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        name = "/".join(request.name.split("/")[:2])
+        if name not in MODELS:
+            raise NotFound(f"no model {request.name}")
+        return factory_v1.GetModelResponse(model=factory_v1.Model(name=f"{name}/versions/1", revision=f"sha256:{name}"))
+
+
+@dataclass
+class Inference(inference_v1.InferenceServiceServicer):
+    """Answers by rules, word by word; `pause` is the time between two words."""
+
+    requests: list[Any] = field(default_factory=list)
+    pause: float = 0.005
+    most_at_once: int = 0
+    cancelled: int = 0
+    _now: int = 0
+
+    async def ListServedModels(self, request: Any, context: Any) -> Any:
+        served = [inference_v1.ServedModel(model=f"{name}/versions/{n}") for name in MODELS for n in (1,)]
+        return inference_v1.ListServedModelsResponse(served_models=served)
+
+    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.requests.append(request.spec)
+        self._now += 1
+        self.most_at_once = max(self.most_at_once, self._now)
+        sequence = 0
+        try:
+            for event in self._events(request.spec):
+                yield inference_v1.GenerateResponse(event=inference_v1.GenerationEvent(sequence=sequence, **event))
+                sequence += 1
+                await asyncio.sleep(self.pause)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self._now -= 1
+
+    def _events(self, spec: Any) -> Any:
+        said = spec.messages[-1].content
+        if "busy" in said:
+            raise ResourceExhausted("the queue is full", retry_after=1)
+        yield {"started": inference_v1.Started(prompt_tokens=7)}
+        text = (
+            NASTY if "nasty" in said else "Hello, you can return it within 30 days." if "shop" in spec.model else "Hm."
+        )
+        if "slow" in said:
+            text = "word " * 400
+        place, finish = 0, inference_v1.FinishReason.FINISH_REASON_END_OF_TURN
+        for word in text.split(" "):
+            piece = word + " "
+            yield {"delta": inference_v1.Delta(text=piece, character_offset=place)}
+            place += len(piece)
+        if "person" in said:
+            call = ToolCall(id="0", name="transfer_to_human", arguments_json='{"reason": "request"}')
+            yield {"handoff": inference_v1.Handoff(reason="request", tool_call=call)}
+            finish = inference_v1.FinishReason.FINISH_REASON_TOOL_CALLS
+        usage = inference_v1.Usage(prompt_tokens=7, output_tokens=9)
+        yield {"finished": inference_v1.Finished(finish_reason=finish, usage=usage)}
+
+
+@dataclass
+class Mesh:
+    """The services, and a configuration under which the bridge finds them."""
+
+    config: Config
+    inference: Inference
+
+
+@asynccontextmanager
+async def meshed(home: Path) -> AsyncIterator[Mesh]:
+    """Start the services on free ports."""
+    inference, first = Inference(), local_config(home)
+    add = inference_v1.add_InferenceServiceServicer_to_server
+    async with (
+        running(Service("factory", [(factory_v1.add_RegistryServiceServicer_to_server, Registry())]), first) as one,
+        running(Service("inference", [(add, inference)]), first) as two,
+    ):
+        targets = {"mesh.peers.factory": one.running.target, "mesh.peers.inference": two.running.target}
+        second = local_config(home, targets)
+        async with running(await build(second), second) as three:
+            config = local_config(home, {**targets, "mesh.peers.eval": three.running.target})
+            yield Mesh(config, inference)
+
+
+@pytest.fixture
+async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
+    async with meshed(tmp_path / "home") as made:
+        yield made
