@@ -32,7 +32,12 @@ def test_every_package_of_the_design_is_there() -> None:
 
 
 def test_numbers_are_signed_because_java_has_no_unsigned() -> None:
-    unsigned = {FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_FIXED32, FieldDescriptor.TYPE_FIXED64}
+    unsigned = {
+        FieldDescriptor.TYPE_UINT32,
+        FieldDescriptor.TYPE_UINT64,
+        FieldDescriptor.TYPE_FIXED32,
+        FieldDescriptor.TYPE_FIXED64,
+    }
     wrong = [f.full_name for file in files() for _, fields in messages(file) for f in fields if f.type in unsigned]
     assert wrong == []
 

@@ -35,10 +35,19 @@ def test_the_contract_compiles_with_grpc_java_1_41(tmp_path: Path) -> None:
     annotation = sources / "javax" / "annotation" / "Generated.java"
     annotation.parent.mkdir(parents=True)
     annotation.write_text(
-        "package javax.annotation; public @interface Generated { String value(); String comments() default \"\"; }"
+        'package javax.annotation; public @interface Generated { String value(); String comments() default ""; }'
     )
     compiled = subprocess.run(
-        ["javac", "-nowarn", "-d", str(classes), "-cp", ":".join(str(JARS / j) for j in NEEDED), *java, str(annotation)],
+        [
+            "javac",
+            "-nowarn",
+            "-d",
+            str(classes),
+            "-cp",
+            ":".join(str(JARS / j) for j in NEEDED),
+            *java,
+            str(annotation),
+        ],
         capture_output=True,
         text=True,
     )
