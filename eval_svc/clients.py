@@ -4,6 +4,7 @@ scores."""
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ _FINISH = {
     inference_v1.FinishReason.FINISH_REASON_CONTENT_BLOCKED: "content_filter",
     inference_v1.FinishReason.FINISH_REASON_CANCELLED: "cancelled",
 }
+
+log = logging.getLogger(__name__)
 
 
 class Peers:
@@ -135,6 +138,8 @@ class MeshTarget:
                 max_output_tokens=request.max_output_tokens, temperature=request.temperature, seed=request.seed
             ),
             fallback=inference_v1.Fallback.FALLBACK_FORBID,  # another model's answers would be scored as this one's
+            # a real history may be longer than a small model's context; service would leave out its beginning, too
+            limits=inference_v1.Limits(overflow=inference_v1.Overflow.OVERFLOW_TRUNCATE_OLDEST),
             conversation_id=request.conversation[:128],
         )
         return inference_v1.GenerateRequest(spec=spec)
@@ -171,6 +176,8 @@ class _Reading:
             self.text = self.text[: event.retracted.from_character_offset]
         elif kind == "started":
             self.tokens_in = event.started.prompt_tokens
+            if event.started.truncated_messages:
+                log.warning("messages left out, the history is too long: %d", event.started.truncated_messages)
         elif kind == "finished":
             self.finish = _FINISH.get(event.finished.finish_reason, "unknown")
             self.tokens_in = event.finished.usage.prompt_tokens or self.tokens_in

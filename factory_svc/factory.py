@@ -142,13 +142,15 @@ class Factory:
         """
         while True:
             changed = self._changed.setdefault(job_id, asyncio.Event())
+            # Asked before the events are read: a job that ends in between has events that were not read yet.
+            ended = (await self.get(job_id)).state.final
             events = await self._db(self._store.events, job_id, after)
             for event in events:
                 yield event
                 after = event.sequence
             if events:
                 continue
-            if (await self.get(job_id)).state.final:
+            if ended:
                 self._changed.pop(job_id, None)
                 return
             if self._draining:

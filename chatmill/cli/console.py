@@ -14,7 +14,7 @@ from rich.table import Table
 from chatmill.recipe.observer import Progress as StepProgress
 from chatmill.recipe.observer import StepResult
 
-PLAIN_WIDTH = 120
+PLAIN_WIDTH = 200
 SECONDS_BETWEEN_LINES = 10.0
 
 

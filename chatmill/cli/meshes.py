@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from chatmill.cli.console import duration
 from chatmill.cli.supervision import home as homes
@@ -58,9 +59,27 @@ class Announcer:
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
         self._quiet = quiet
+        self._bar: Progress | None = None
+        self._awaited: list[str] = []
+
+    @contextlib.contextmanager
+    def starting(self, names: Sequence[str]) -> Iterator[None]:
+        """While the services start: in a terminal, a bar that names those still awaited."""
+        if not self._console.is_terminal:
+            yield
+            return
+        self._awaited = list(names)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as self._bar:
+            self._bar.add_task(f"starting {', '.join(names)}", total=len(names))
+            yield
+        self._bar = None
 
     def ready(self, part: Part, seconds: float) -> None:
         """The service answers."""
+        if self._bar is not None and part.name in self._awaited:
+            self._awaited.remove(part.name)
+            self._bar.update(self._bar.task_ids[0], advance=1, description=f"starting {', '.join(self._awaited)}")
         if not self._quiet:
             where = endpoint.target_of(part.host, part.port)
             self._line(f"{part.name:<9} ready at {where} ({duration(seconds)})", "green")
@@ -155,7 +174,8 @@ async def _started(
         console.print(f"no mesh is running; starting {listed} for this command", style="dim", markup=False)
         announcer = Announcer(console, quiet=True)
         supervisor = Supervisor(parts, told, config, announcer)
-        await supervisor.start()
+        with announcer.starting(names):
+            await supervisor.start()
         try:
             async with _ending_with(supervisor):
                 yield Found(at, local=True, pids=lambda: supervisor.pids, private=True)

@@ -50,12 +50,14 @@ async def _up(arguments: argparse.Namespace, config: settings.Config, names: Seq
         parts.check_ports(chosen)
         samples = parts.samples_folder()
         told = parts.arguments_of(config, arguments, chosen, [samples] if samples else [])
-        supervisor = Supervisor(chosen, told, config, Announcer(console))
+        announcer = Announcer(console)
+        supervisor = Supervisor(chosen, told, config, announcer)
         stop = _stop_on_signals(supervisor)
         console.print(f"starting {', '.join(names)} in {config.home}", markup=False)
         starting = asyncio.create_task(supervisor.start())
         stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        with announcer.starting(names):
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)

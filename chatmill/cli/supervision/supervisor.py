@@ -25,8 +25,8 @@ from chatmill.runtime import endpoint
 LIMIT = 5
 WINDOW = 120.0
 FIRST_DELAY = 0.5
-START_SECONDS = 300.0
-"""A service that is not ready by then has hung."""
+START_SECONDS = 600.0
+"""A service that is not ready by then has hung; loading libraries takes minutes on a machine that is busy otherwise."""
 STAGGER = 1.0
 """Longest wait, in seconds, for one service to end before the next is told to."""
 STOP_SECONDS = 20.0

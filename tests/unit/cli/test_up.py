@@ -67,7 +67,7 @@ class Up:
 
 @pytest.fixture
 def up(dummies: Path) -> Iterator[Up]:
-    started = Up(dummies)
+    started = Up(dummies, "--services", ",".join(SERVICES))
     try:
         started.wait_up()
         yield started
