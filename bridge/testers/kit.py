@@ -48,6 +48,23 @@ class Localised:
         return {component: gr.update(**values) for component, values in found.items()}
 
 
+def merged(*parts: Updates) -> Updates:
+    """Several updates as one: what different parts say of the same component is joined, the later part prevails."""
+    found: Updates = {}
+    for part in parts:
+        for component, value in part.items():
+            if component in found:
+                found[component] = {**_as_update(found[component]), **_as_update(value)}
+            else:
+                found[component] = value
+    return found
+
+
+def _as_update(value: Any) -> dict[str, Any]:
+    made = value if isinstance(value, dict) and value.get("__type__") == "update" else gr.update(value=value)
+    return dict(made)
+
+
 def choices(language: str, **keys: str) -> list[tuple[str, str]]:
     """Choices of a component, value to text: `choices("en", yes="form.yes")`."""
     return [(text(language, key), value) for value, key in keys.items()]

@@ -62,7 +62,7 @@ class LabelPanel:
 
     @property
     def inputs(self) -> list[Any]:
-        """What `save` takes, in order."""
+        """The fields."""
         return [self.thumb, self.errors, self.evidence, self.note]
 
     @property
@@ -99,27 +99,23 @@ class LabelPanel:
             self.saved: "",
         }
 
-    async def save(
-        self,
-        session: TestSession,
-        selected: str,
-        thumb: str | None,
-        errors: list[str],
-        evidence: str,
-        note: str,
-        language: str,
-    ) -> Updates:
-        """Keep what the fields say, if it differs from what is kept. Raises ChatmillErrors."""
-        known = shown.own_label(session, selected)
-        label = HumanLabel(
-            subject=selected,
-            author=session.tester,
-            thumb=THUMBS[thumb or "none"],
-            error_classes=errors or [],
-            evidence=(evidence or "").strip(),
-            note=(note or "").strip(),
-        )
-        if _same(known, label):
+    async def save(self, session: TestSession, selected: str, field: str, value: Any, language: str) -> Updates:
+        """Keep what one field says, if it differs from what is kept; the rest of the label stays.
+
+        Raises:
+            ChatmillError: it could not be kept.
+        """
+        label = HumanLabel()
+        label.CopyFrom(shown.own_label(session, selected))
+        if field == "thumb":
+            label.thumb = THUMBS[value or "none"]
+        elif field == "error_classes":
+            label.error_classes[:] = value or []
+        elif field == "evidence":
+            label.evidence = (value or "").strip()
+        else:
+            label.note = (value or "").strip()
+        if label == shown.own_label(session, selected):
             return {}
         defect = await self._desk.label(label)
         key = "label.defect" if defect else "label.saved"
@@ -136,15 +132,6 @@ class LabelPanel:
 def saved(line: str) -> str:
     """The line that says that something is kept."""
     return f'<p class="cm-saved">✓ {shown.plain(line)}</p>'
-
-
-def _same(one: HumanLabel, other: HumanLabel) -> bool:
-    return (one.thumb, list(one.error_classes), one.evidence, one.note) == (
-        other.thumb,
-        list(other.error_classes),
-        other.evidence,
-        other.note,
-    )
 
 
 class FormPanel:

@@ -13,7 +13,7 @@ import gradio as gr
 from bridge.testers import shown
 from bridge.testers.desk import Desk
 from bridge.testers.history import HistoryPanel
-from bridge.testers.kit import Localised, Updates, guarded, guarded_stream, on
+from bridge.testers.kit import Localised, Updates, guarded, guarded_stream, merged, on
 from bridge.testers.marks import FormPanel, LabelPanel
 from bridge.testers.queue import QueuePanel
 from bridge.testers.results import STATUSES, DefectsPanel, ResultsPanel
@@ -89,25 +89,32 @@ class Page:
         on(
             language.input,
             self._translate,
-            [self.session, self.selected, start.task, start.mode, self.saved, language],
+            [self.session, self.selected, start.task, start.mode, start.model, self.saved, language],
             everything,
         )
         for trigger in (start.task.input, start.mode.input):
-            on(trigger, self._refill, [start.task, start.mode, language], start.outputs)
+            on(trigger, self._refill, [start.task, start.mode, start.model, language], start.outputs)
         chosen = [start.tester, start.mode, start.task, start.model, start.consent, self.saved, language]
         on(start.begin.click, self._begin, chosen, self._view, trigger_mode="once")
         for trigger in (talk.send.click, talk.entry.submit):
             on(trigger, self._say, [talk.entry, self.session, language], self._view, trigger_mode="once")
         on(talk.retry.click, self._again, [self.session, language], self._view, trigger_mode="once")
         on(talk.stop.click, self._stop, [self.session], [])
-        on(talk.new.click, self._leave, [self.saved, start.task, start.mode, language], [*self._view, *start.outputs])
+        all_of_it = [*self._view, *start.outputs]
+        on(talk.new.click, self._leave, [self.saved, start.task, start.mode, start.model, language], all_of_it)
         on(talk.bot.like, self._like, [self.session, language], self._view)
         on(talk.bot.select, self._select, [self.session, language], [self.selected, *marks.outputs])
         for name, button in talk.votes.items():
             on(button.click, self._voting(name), [talk.leaked, self.session, language], self._view, trigger_mode="once")
-        said = [self.session, self.selected, *marks.inputs, language]
-        for trigger in (marks.thumb.input, marks.errors.input, marks.evidence.blur, marks.note.blur):
-            on(trigger, self._label, said, [marks.saved, talk.bot])
+        triggers = {
+            "thumb": (marks.thumb, marks.thumb.input),
+            "error_classes": (marks.errors, marks.errors.input),
+            "evidence": (marks.evidence, marks.evidence.blur),
+            "note": (marks.note, marks.note.blur),
+        }
+        for name, (field, trigger) in triggers.items():
+            said = [self.session, self.selected, field, language]
+            on(trigger, self._labelling(name), said, [marks.saved, talk.bot])
         for field in form.inputs:
             on(field.input, self._fill_in, [self.session, *form.inputs, language], [form.saved])
         on(form.send.click, self._finish, [self.session, *form.inputs, language], self._view, trigger_mode="once")
@@ -144,35 +151,35 @@ class Page:
         saved = {**EMPTY, **(saved or {})}
         language = saved["language"] or preferred(request.headers.get("accept-language", ""))
         words = {**self._words.updates(language), self.language: language}
-        return {**words, **await self._restore(saved["session"], saved, language)}
+        return merged(words, await self._restore(saved["session"], saved, language))
 
     @guarded
     async def _restore(self, session: str, saved: dict[str, str], language: str) -> Updates:
         guide = await self._desk.guide(language)
-        updates = await self.start.fill(guide, None, "chat", language)
+        updates = await self.start.fill(guide, None, "chat", "", language)
         updates[self.start.tester] = saved["tester"]
         if not session:
             return updates
         try:
-            return {**updates, **self._shown(await self._desk.session(session), guide, saved, language)}
+            return merged(updates, self._shown(await self._desk.session(session), guide, saved, language))
         except NotFound:
             gr.Warning(shown.plain(text(language, "trouble.session")))
             return {**updates, self.saved: {**saved, "session": ""}}
 
     @guarded
     async def _translate(
-        self, session: str, selected: str, task: str, mode: str, saved: dict[str, str], language: str
+        self, session: str, selected: str, task: str, mode: str, model: str, saved: dict[str, str], language: str
     ) -> Updates:
         guide = await self._desk.guide(language)
         saved = {**EMPTY, **(saved or {}), "language": language}
-        updates = {**self._words.updates(language), **await self.start.fill(guide, task, mode, language)}
+        updates = merged(self._words.updates(language), await self.start.fill(guide, task, mode, model, language))
         if session:
-            updates |= self._shown(await self._desk.session(session), guide, saved, language, selected)
-        return {**updates, self.saved: saved}
+            updates = merged(updates, self._shown(await self._desk.session(session), guide, None, language, selected))
+        return {**updates, self.saved: {**saved, "session": session}}
 
     @guarded
-    async def _refill(self, task: str, mode: str, language: str) -> Updates:
-        return await self.start.fill(await self._desk.guide(language), task, mode, language)
+    async def _refill(self, task: str, mode: str, model: str, language: str) -> Updates:
+        return await self.start.fill(await self._desk.guide(language), task, mode, model, language)
 
     def _shown(
         self,
@@ -237,7 +244,7 @@ class Page:
         self.talk.cut_off(session)
 
     @guarded
-    async def _leave(self, saved: dict[str, str], task: str, mode: str, language: str) -> Updates:
+    async def _leave(self, saved: dict[str, str], task: str, mode: str, model: str, language: str) -> Updates:
         guide = await self._desk.guide(language)
         return {
             self.session: "",
@@ -245,7 +252,7 @@ class Page:
             self.saved: {**EMPTY, **(saved or {}), "session": ""},
             self.start.box: gr.update(visible=True),
             self.room: gr.update(visible=False),
-            **await self.start.fill(guide, task, mode, language),
+            **await self.start.fill(guide, task, mode, model, language),
         }
 
     @guarded
@@ -268,15 +275,18 @@ class Page:
         guide = await self._desk.guide(language)
         return {self.selected: selected, **self.marks.view(found, guide, selected, language)}
 
-    @guarded
-    async def _label(self, session: str, selected: str, *said: Any) -> Updates:
-        async with self._lock(session):
-            found = await self._desk.session(session)
-            updates = await self.marks.save(found, selected, *said) if selected else {}
-            if updates:
-                now = shown.feedback(await self._desk.session(session))
-                updates[self.talk.bot] = gr.update(feedback_value=now)
-            return updates
+    def _labelling(self, field: str) -> Any:
+        @guarded
+        async def label(session: str, selected: str, value: Any, language: str) -> Updates:
+            async with self._lock(session):
+                found = await self._desk.session(session)
+                updates = await self.marks.save(found, selected, field, value, language) if selected else {}
+                if updates:
+                    now = shown.feedback(await self._desk.session(session))
+                    updates[self.talk.bot] = gr.update(feedback_value=now)
+                return updates
+
+        return label
 
     @guarded
     async def _fill_in(self, session: str, *said: Any) -> Updates:

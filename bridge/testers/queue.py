@@ -88,7 +88,7 @@ class QueuePanel:
 
     def _item(self, item: LabelQueueItem, guide: GetTestGuideResponse, language: str) -> Updates:
         said = [
-            {"role": ROLES[message.role], "content": message.content or "…"}
+            {"role": ROLES[message.role], "content": shown.plain(message.content or "…")}
             for message in item.messages
             if message.role in ROLES
         ]

@@ -44,9 +44,14 @@ def bubbles(turns: Iterable[TestTurn], language: str) -> list[dict[str, Any]]:
     """The turns as the chat component takes them: always a question and its reply, so that places can be counted."""
     found: list[dict[str, Any]] = []
     for turn in turns:
-        found.append({"role": "user", "content": turn.user})
-        found.append({"role": "assistant", "content": reply_text(turn, language)})
+        found += pair(turn.user, reply_text(turn, language))
     return found
+
+
+def pair(question: str, reply: str) -> list[dict[str, Any]]:
+    """A question and its reply as two bubbles; the chat component takes HTML even with Markdown off, so both are
+    escaped."""
+    return [{"role": "user", "content": plain(question)}, {"role": "assistant", "content": plain(reply)}]
 
 
 def reply_text(turn: TestTurn, language: str) -> str:

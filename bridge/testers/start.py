@@ -51,7 +51,9 @@ class StartPanel:
         """What `fill` updates."""
         return [self.task, self.card, self.model, self.notice, self.consent_text, self.mode, self.begin]
 
-    async def fill(self, guide: GetTestGuideResponse, task: str | None, mode: str, language: str) -> Updates:
+    async def fill(
+        self, guide: GetTestGuideResponse, task: str | None, mode: str, model: str, language: str
+    ) -> Updates:
         """The choices there are now.
 
         Args:
@@ -69,7 +71,11 @@ class StartPanel:
         return {
             self.task: gr.update(choices=[(task.title, task.id) for task in guide.tasks], value=chosen.id),
             self.card: shown.task_card(guide, chosen, None, language, rules=False),
-            self.model: gr.update(choices=[(text(language, "start.model.drawn"), ""), *named], visible=not battle),
+            self.model: gr.update(
+                choices=[(text(language, "start.model.drawn"), ""), *named],
+                value=model if model in models else "",
+                visible=not battle,
+            ),
             self.notice: f'<p class="cm-notice">{shown.plain(problem)}</p>' if problem else "",
             self.consent_text: f'<p class="cm-small">{shown.plain(guide.consent_text)}</p>',
             self.begin: gr.update(interactive=not problem),

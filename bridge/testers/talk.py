@@ -48,7 +48,7 @@ class TalkPanel:
             "latex_delimiters": [],
             "group_consecutive_messages": False,
             "layout": "bubble",
-            "buttons": ["copy"],
+            "buttons": [],
             "height": "min(56vh, 560px)",
         }
         self.bot = words.add(gr.Chatbot(elem_id="chat", **plain), label="chat.name", placeholder="chat.empty")
@@ -211,8 +211,7 @@ class TalkPanel:
         updates: Updates = {}
         for (side, _), text_so_far in zip(replies.items(), texts, strict=True):
             said = shown.bubbles(shown.in_force(before, side), language)
-            said.append({"role": "user", "content": words})
-            said.append({"role": "assistant", "content": text_so_far or "…"})
+            said += shown.pair(words, text_so_far or "…")
             updates[bots[side]] = said
         return updates
 
