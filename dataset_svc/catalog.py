@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import re
 import threading
@@ -27,8 +26,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CLASS = "conversations"
 DEFAULT_TEST_FRACTION = 0.1
-
-DEFAULT_PAGE, MAX_PAGE = 50, 1000
 
 _ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _OPEN_DATASETS = 16
@@ -207,28 +204,16 @@ class Catalog:
         """The installed dataset classes, sorted by name."""
         return [InstalledClass(name, cls.criteria(), describe(cls.Parameters)) for name, cls in self._installed.items()]
 
-    def page(self, page_size: int = 0, page_token: str = "") -> tuple[Sequence[Manifest], str]:
-        """A page of the datasets, sorted by id, and the token of the next page (empty at the end).
-
-        Args:
-            page_size: at most so many; 0 means 50, above 1000 is taken as 1000.
-            page_token: token that an earlier call gave.
-
-        Raises:
-            InvalidArgument: the size is negative, or the token is none of ours.
-        """
-        if page_size < 0:
-            raise InvalidArgument.field("page_size", f"must not be negative, and is {page_size}")
-        size = min(page_size or DEFAULT_PAGE, MAX_PAGE)
-        after = _read_token(page_token)
+    def listed(self, after: str, limit: int) -> list[Manifest]:
+        """Datasets sorted by id, at most `limit` of those whose ids come behind `after`."""
         found: list[Manifest] = []
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             about = _listed(folder) if folder.name > after and _ID.fullmatch(folder.name) else None
             if about is not None:
-                if len(found) == size:
-                    return found, _token(found[-1].id)
                 found.append(about)
-        return found, ""
+                if len(found) == limit:
+                    break
+        return found
 
     def statistics(self, dataset_id: str, tokenizer: str = "") -> tuple[StoredRows, statistics.Statistics]:
         """A dataset, and the dataset in numbers.
@@ -317,22 +302,6 @@ def _listed(folder: Path) -> Manifest | None:
     except FailedPrecondition as error:  # one damaged dataset must not hide the others
         log.warning("left out of the list: %s", error.message)
         return None
-
-
-def _token(dataset_id: str) -> str:
-    return base64.urlsafe_b64encode(f"datasets>{dataset_id}".encode()).decode().rstrip("=")
-
-
-def _read_token(token: str) -> str:
-    if not token:
-        return ""
-    try:
-        prefix, _, dataset_id = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode().partition(">")
-    except ValueError:
-        prefix, dataset_id = "", ""
-    if prefix != "datasets" or not _ID.fullmatch(dataset_id):
-        raise InvalidArgument.field("page_token", "is not one that ListDatasets gave; begin again without one")
-    return dataset_id
 
 
 def _token_counter(path: Path) -> statistics.CountTokens:

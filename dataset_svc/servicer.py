@@ -10,6 +10,7 @@ import functools
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
+from chatmill import paging
 from chatmill.dataset import v1
 from chatmill.runtime import Context
 from dataset_svc import convert, work
@@ -50,8 +51,10 @@ class DatasetServicer(v1.DatasetServiceServicer):
 
     async def ListDatasets(self, request: v1.ListDatasetsRequest, context: Context) -> v1.ListDatasetsResponse:
         """See the contract."""
-        page, token = await asyncio.to_thread(self._catalog.page, request.page_size, request.page_token)
-        return v1.ListDatasetsResponse(datasets=map(convert.dataset, page), next_page_token=token)
+        page = paging.page(request.page_size, request.page_token, "datasets", str)
+        found = await asyncio.to_thread(self._catalog.listed, page.after or "", page.size + 1)
+        shown, token = page.cut(found, lambda about: about.id)
+        return v1.ListDatasetsResponse(datasets=map(convert.dataset, shown), next_page_token=token)
 
     async def GetStatistics(self, request: v1.GetStatisticsRequest, context: Context) -> v1.GetStatisticsResponse:
         """See the contract."""

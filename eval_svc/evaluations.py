@@ -199,9 +199,10 @@ class Evaluations:
         """One evaluation. Raises NotFound."""
         return self._evaluation(self._record(evaluation))
 
-    def newest(self, limit: int, before: tuple[float, str] | None, state: str | None) -> list[Evaluation]:
-        """Newest first."""
-        return [self._evaluation(record) for record in self.store.list(limit=limit, before=before, state=state)]
+    def newest(self, limit: int, before: str | None, state: str | None) -> list[Evaluation]:
+        """Newest first; `before` is the id of the last one seen. Raises NotFound for one that isn't there."""
+        last = self._record(before) if before is not None else None
+        return [self._evaluation(record) for record in self.store.list(limit=limit, before=last, state=state)]
 
     def _evaluation(self, record: Record) -> Evaluation:
         board = BOARD.validate_json(record.board) if record.board else None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from chatmill import paging
 from chatmill.eval import v1
 from chatmill.runtime import Context
-from eval_svc import convert, paging
+from eval_svc import convert
 from eval_svc.evaluations import Evaluations
 from eval_svc.report import RENDERERS, pieces
 
@@ -53,12 +54,10 @@ class EvalServicer(v1.EvalServiceServicer):
 
     async def ListEvaluations(self, request: v1.ListEvaluationsRequest, context: Context) -> v1.ListEvaluationsResponse:
         """See the contract."""
-        page = paging.page(request.page_size, request.page_token)
-        found = self._evaluations.newest(page.size + 1, page.before, convert.state_name(request.state))
-        return v1.ListEvaluationsResponse(
-            evaluations=[convert.evaluation_to_proto(e) for e in found[: page.size]],
-            next_page_token=page.next_token([(e.record.created_at, e.record.id) for e in found]),
-        )
+        page = paging.page(request.page_size, request.page_token, f"evaluations {request.state}", str)
+        found = self._evaluations.newest(page.size + 1, page.after, convert.state_name(request.state))
+        shown, token = page.cut(found, lambda evaluation: evaluation.record.id)
+        return v1.ListEvaluationsResponse(evaluations=map(convert.evaluation_to_proto, shown), next_page_token=token)
 
     async def CancelEvaluation(
         self, request: v1.CancelEvaluationRequest, context: Context

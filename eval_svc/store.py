@@ -212,15 +212,14 @@ class Store:
         with self.engine.begin() as db:
             db.execute(_evaluations.update().where(_evaluations.c.id == evaluation).values(**values))
 
-    def list(
-        self, *, limit: int, before: tuple[float, str] | None = None, state: str | None = None
-    ) -> Sequence[Record]:
-        """Newest first; `before` is creation time and id of the last one seen."""
+    def list(self, *, limit: int, before: Record | None = None, state: str | None = None) -> Sequence[Record]:
+        """Newest first; `before` is the last one seen."""
         query = (
             sa.select(_evaluations).order_by(_evaluations.c.created_at.desc(), _evaluations.c.id.desc()).limit(limit)
         )
         if before is not None:
-            query = query.where(sa.tuple_(_evaluations.c.created_at, _evaluations.c.id) < sa.tuple_(*before))
+            seen = sa.tuple_(before.created_at, before.id)
+            query = query.where(sa.tuple_(_evaluations.c.created_at, _evaluations.c.id) < seen)
         if state is not None:
             query = query.where(_evaluations.c.state == state)
         with self.engine.connect() as db:

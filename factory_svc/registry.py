@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -85,15 +85,23 @@ class Snapshot:
         found = [e for e in self.entries.values() if e.model_id == model_id]
         return sorted(found, key=lambda e: -e.version)
 
-    def listed(self, parent: str = "") -> list[Entry]:
-        """All versions sorted by id, newest first; only those of `models/{id}` if `parent` names it.
+    def listed(self, parent: str = "", after: str = "") -> list[Entry]:
+        """All versions sorted by id, newest first.
+
+        Args:
+            parent: only those of this `models/{id}`.
+            after: only those behind this version, given by its full name; it may have gone since.
 
         Raises:
-            InvalidArgument: `parent` is not `models/{id}`.
+            InvalidArgument: `parent` or `after` is not such a name.
         """
+        found: Iterable[Entry] = self.entries.values()
         if parent:
-            return self.versions(ModelName.parse(parent, field_name="parent").model_id)
-        return sorted(self.entries.values(), key=lambda e: (e.model_id, -e.version))
+            found = self.versions(ModelName.parse(parent, field_name="parent").model_id)
+        if after:
+            last = ModelName.parse(after, field_name="page_token")
+            found = [e for e in found if (e.model_id, -e.version) > (last.model_id, -(last.version or 0))]
+        return sorted(found, key=lambda e: (e.model_id, -e.version))
 
     def find(self, name: str) -> Entry:
         """The version that `name` stands for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from chatmill import paging
 from chatmill.factory.v1 import (
     CancelTrainingJobRequest,
     CancelTrainingJobResponse,
@@ -35,7 +36,7 @@ from chatmill.factory.v1 import (
     WatchTrainingJobResponse,
 )
 from chatmill.runtime import Context
-from factory_svc import convert, pages
+from factory_svc import convert
 from factory_svc.bases import Bases
 from factory_svc.factory import Factory
 from factory_svc.methods import METHODS
@@ -70,13 +71,10 @@ class FactoryServicer(FactoryServiceServicer):
 
     async def ListTrainingJobs(self, request: ListTrainingJobsRequest, context: Context) -> ListTrainingJobsResponse:
         """A page of jobs."""
-        size, call = pages.page_size(request.page_size), f"jobs {request.state}"
-        before = pages.decode_token(request.page_token, call)
-        jobs = await self._factory.page(size + 1, before, convert.state_from(request.state))
-        token = pages.encode_token(jobs[size - 1].number, call) if len(jobs) > size else ""
-        return ListTrainingJobsResponse(
-            training_jobs=[convert.job_to(job) for job in jobs[:size]], next_page_token=token
-        )
+        page = paging.page(request.page_size, request.page_token, f"jobs {request.state}", int)
+        found = await self._factory.page(page.size + 1, page.after, convert.state_from(request.state))
+        jobs, token = page.cut(found, lambda job: job.number)
+        return ListTrainingJobsResponse(training_jobs=map(convert.job_to, jobs), next_page_token=token)
 
     async def CancelTrainingJob(self, request: CancelTrainingJobRequest, context: Context) -> CancelTrainingJobResponse:
         """Ask a job to stop."""
@@ -110,13 +108,12 @@ class RegistryServicer(RegistryServiceServicer):
 
     async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         """A page of versions."""
-        size, call = pages.page_size(request.page_size), f"models {request.parent}"
-        start = pages.decode_token(request.page_token, call) or 0
+        page = paging.page(request.page_size, request.page_token, f"models {request.parent}", str)
         snapshot = await asyncio.to_thread(self._registry.read)
-        entries = snapshot.listed(request.parent)
-        token = pages.encode_token(start + size, call) if len(entries) > start + size else ""
-        models = [convert.model_to(entry, snapshot) for entry in entries[start : start + size]]
-        return ListModelsResponse(models=models, next_page_token=token)
+        entries, token = page.cut(snapshot.listed(request.parent, page.after or ""), lambda entry: entry.name)
+        return ListModelsResponse(
+            models=[convert.model_to(entry, snapshot) for entry in entries], next_page_token=token
+        )
 
     async def WatchModels(self, request: WatchModelsRequest, context: Context) -> AsyncIterator[WatchModelsResponse]:
         """The registry, then its changes."""

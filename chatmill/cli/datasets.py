@@ -66,16 +66,12 @@ def _name(text: str) -> str:
 
 
 async def _list(arguments: argparse.Namespace, mesh: Mesh) -> None:
+    from chatmill import paging
     from chatmill.cli.console import print_json, stdout, table
     from chatmill.dataset.v1 import ListDatasetsRequest
 
-    request, datasets = ListDatasetsRequest(page_size=200), []
-    while True:
-        page = await mesh.datasets.ListDatasets(request)
-        datasets += list(page.datasets)
-        if not page.next_page_token:
-            break
-        request.page_token = page.next_page_token
+    pages = paging.every(mesh.datasets.ListDatasets, ListDatasetsRequest(page_size=200))
+    datasets = [one async for page in pages for one in page.datasets]
     if arguments.json:
         print_json([_plain(dataset) for dataset in datasets])
         return

@@ -59,16 +59,12 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 async def _list(arguments: argparse.Namespace, mesh: Mesh) -> None:
+    from chatmill import paging
     from chatmill.cli.console import print_json, stdout, table
     from chatmill.factory.v1 import ListModelsRequest
 
-    request, models = ListModelsRequest(page_size=200), []
-    while True:
-        page = await mesh.registry.ListModels(request)
-        models += list(page.models)
-        if not page.next_page_token:
-            break
-        request.page_token = page.next_page_token
+    pages = paging.every(mesh.registry.ListModels, ListModelsRequest(page_size=200))
+    models = [one async for page in pages for one in page.models]
     if arguments.json:
         print_json([_plain(model) for model in models])
         return

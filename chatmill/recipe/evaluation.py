@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from chatmill import paging
 from chatmill.common.v1 import JobState
 from chatmill.dataset.v1 import Dataset
 from chatmill.errors import Aborted
@@ -146,14 +147,11 @@ async def _checked(mesh: Mesh, spec: EvaluationSpec) -> Evaluation:
 
 async def _find(mesh: Mesh, inputs: str, state: Any) -> Evaluation | None:
     request = ListEvaluationsRequest(page_size=200, state=state)
-    while True:
-        page = await mesh.evals.ListEvaluations(request)
+    async for page in paging.every(mesh.evals.ListEvaluations, request):
         for evaluation in page.evaluations:  # newest first
             if evaluation.spec.labels.get(fingerprint.LABEL) == inputs:
                 return evaluation
-        if not page.next_page_token:
-            return None
-        request.page_token = page.next_page_token
+    return None
 
 
 async def _follow(

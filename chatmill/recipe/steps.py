@@ -7,6 +7,7 @@ resources, so it makes no difference which machine ran the recipe before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 
+from chatmill import paging
 from chatmill.common.v1 import JobState
 from chatmill.dataset.v1 import CreateDatasetRequest, Dataset, GetDatasetRequest, Split
 from chatmill.errors import (
@@ -207,26 +209,22 @@ async def train(
 
 
 async def _trained_before(mesh: Mesh, model_id: str, inputs: str) -> Model | None:
-    request = ListModelsRequest(parent=f"models/{model_id}", page_size=1000)
-    while True:
-        try:
-            page = await mesh.registry.ListModels(request)
-        except NotFound:
-            return None
-        for model in page.models:  # newest first
-            if model.labels.get(fingerprint.LABEL) == inputs:
-                return model
-        if not page.next_page_token:
-            return None
-        request.page_token = page.next_page_token
+    request = ListModelsRequest(parent=f"models/{model_id}", page_size=200)
+    with contextlib.suppress(NotFound):  # the first version of its id
+        async for page in paging.every(mesh.registry.ListModels, request):
+            for model in page.models:  # newest first
+                if model.labels.get(fingerprint.LABEL) == inputs:
+                    return model
+    return None
 
 
 async def _at_work(mesh: Mesh, inputs: str) -> TrainingJob | None:
     for state in (JobState.JOB_STATE_RUNNING, JobState.JOB_STATE_QUEUED):
-        page = await mesh.factory.ListTrainingJobs(ListTrainingJobsRequest(page_size=1000, state=state))
-        for job in page.training_jobs:
-            if job.spec.labels.get(fingerprint.LABEL) == inputs:
-                return job
+        request = ListTrainingJobsRequest(page_size=200, state=state)
+        async for page in paging.every(mesh.factory.ListTrainingJobs, request):
+            for job in page.training_jobs:
+                if job.spec.labels.get(fingerprint.LABEL) == inputs:
+                    return job
     return None
 
 

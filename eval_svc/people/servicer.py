@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from chatmill import paging
 from chatmill.eval import v1
 from chatmill.runtime import Context
-from eval_svc import paging
 from eval_svc.convert import evaluation_id
 from eval_svc.people import convert, scenarios
 from eval_svc.people.desk import Desk
@@ -43,12 +43,11 @@ class HumanEvalServicer(v1.HumanEvalServiceServicer):
         self, request: v1.ListTestSessionsRequest, context: Context
     ) -> v1.ListTestSessionsResponse:
         """See the contract."""
-        page = paging.page(request.page_size, request.page_token)
-        before = int(page.before[0]) if page.before else None
-        found = self._desk.sessions.newest(page.size + 1, before, request.tester)
+        page = paging.page(request.page_size, request.page_token, f"sessions {request.tester}", int)
+        found = self._desk.sessions.newest(page.size + 1, page.after, request.tester)
+        shown, token = page.cut(found, lambda session: session.sequence)
         return v1.ListTestSessionsResponse(
-            sessions=[convert.session_to_proto(s, whole=False) for s in found[: page.size]],
-            next_page_token=page.next_token([(float(s.sequence), s.id) for s in found]),
+            sessions=[convert.session_to_proto(s, whole=False) for s in shown], next_page_token=token
         )
 
     async def RecordTurn(self, request: v1.RecordTurnRequest, context: Context) -> v1.RecordTurnResponse:
@@ -88,7 +87,7 @@ class HumanEvalServicer(v1.HumanEvalServiceServicer):
     async def ListLabelQueue(self, request: v1.ListLabelQueueRequest, context: Context) -> v1.ListLabelQueueResponse:
         """See the contract."""
         named = evaluation_id(request.evaluation, "evaluation") if request.evaluation else ""
-        size = min(paging.page(request.page_size or QUEUE_PAGE, "").size, LARGEST_QUEUE_PAGE)
+        size = paging.size_of(request.page_size, QUEUE_PAGE, LARGEST_QUEUE_PAGE)
         items, waiting, done = await asyncio.to_thread(self._desk.queue.open, request.author, named, size)
         return v1.ListLabelQueueResponse(
             items=[convert.item_to_proto(item) for item in items], open_count=waiting, done_count=done
@@ -114,14 +113,11 @@ class HumanEvalServicer(v1.HumanEvalServiceServicer):
 
     async def ListDefects(self, request: v1.ListDefectsRequest, context: Context) -> v1.ListDefectsResponse:
         """See the contract."""
-        page = paging.page(request.page_size, request.page_token)
+        page = paging.page(request.page_size, request.page_token, f"defects {request.status}", int)
         status = convert.name_of(convert.STATUSES, request.status, "status") if request.status else None
-        before = int(page.before[0]) if page.before else None
-        found = self._desk.defects.newest(page.size + 1, before, status)
-        return v1.ListDefectsResponse(
-            defects=[convert.defect_to_proto(defect) for defect in found[: page.size]],
-            next_page_token=page.next_token([(float(d.sequence), d.id) for d in found]),
-        )
+        found = self._desk.defects.newest(page.size + 1, page.after, status)
+        shown, token = page.cut(found, lambda defect: defect.sequence)
+        return v1.ListDefectsResponse(defects=map(convert.defect_to_proto, shown), next_page_token=token)
 
     async def UpdateDefect(self, request: v1.UpdateDefectRequest, context: Context) -> v1.UpdateDefectResponse:
         """See the contract."""

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatmill.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from factory_svc import pages
+from chatmill.errors import AlreadyExists, FailedPrecondition, NotFound
 from factory_svc.jobs import LEGAL, EventKind, Job, JobSpec, State
 from factory_svc.store import JobStore
 
@@ -97,15 +96,3 @@ def test_an_unknown_job_is_named(store: JobStore) -> None:
 def test_a_database_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="can't be opened"):
         JobStore(f"sqlite:///{tmp_path}/no/such/folder/x.sqlite")
-
-
-def test_page_tokens_fit_only_their_call() -> None:
-    token = pages.encode_token(7, "jobs RUNNING")
-    assert pages.decode_token(token, "jobs RUNNING") == 7
-    assert pages.decode_token("", "jobs RUNNING") is None
-    for wrong, call in ((token, "jobs"), ("!", "jobs"), ("YQ", "jobs"), (token[:-2], "jobs RUNNING")):
-        with pytest.raises(InvalidArgument, match="begin without one"):
-            pages.decode_token(wrong, call)
-    assert (pages.page_size(0), pages.page_size(5), pages.page_size(5000)) == (50, 5, 1000)
-    with pytest.raises(InvalidArgument):
-        pages.page_size(-1)
