@@ -70,7 +70,7 @@ async def _talk(conversation: Conversation, console: Console) -> int:
 
     interactive = sys.stdin.isatty()
     if interactive:
-        console.print(f"{conversation.model}: {HELP}", style="dim", markup=False)
+        console.print(f"{conversation.model}: {HELP}", style="dim")
     with _interrupts(conversation), restored(interactive):
         while True:
             try:
@@ -90,7 +90,7 @@ async def _talk(conversation: Conversation, console: Console) -> int:
                 except ChatmillError as error:
                     if not interactive:
                         raise
-                    console.print(f"error: {error.message}", style="red", markup=False)
+                    console.print(f"error: {error.message}", style="red")
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ class Conversation:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise  # not the reply but the chat was cancelled
-            self._console.print(" [cut off]", style="dim", markup=False)
+            self._console.print(" [cut off]", style="dim")
         except BaseException:
             self._messages.pop()
             raise
@@ -218,7 +218,7 @@ class Reply:
 
     def _note(self, text: str, style: str) -> None:
         sys.stdout.flush()
-        self._console.print(("\n" if self.text else "") + text, style=style, markup=False)
+        self._console.print(("\n" if self.text else "") + text, style=style)
 
     def _finish(self, finished: Any) -> None:
         sys.stdout.write("\n")
@@ -230,5 +230,4 @@ class Reply:
             f"  {usage.output_tokens} tokens, first after {timing.first_token_us / 1000:.0f} ms, {pace:,.0f} tokens/s, "
             f"{served.model} on {served.engine} {served.quantization}",
             style="dim",
-            markup=False,
         )

@@ -32,7 +32,8 @@ def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     # a pipe has no width, and 80 columns would break every path
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, width=width)
+    # brackets in names, labels and messages are text
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True, width=width)
 
 
 def table(*columns: str, title: str | None = None) -> Table:
@@ -123,4 +124,4 @@ class Steps:
 
     def _line(self, text: str, style: str | None = None) -> None:
         console = self._live.console if self._live is not None else self._console
-        console.print(text, style=style, markup=False)  # brackets of names and messages are text
+        console.print(text, style=style)

@@ -6,12 +6,16 @@ Without a mesh that runs, the dataset service is started for this command alone.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatmill.cli import settings
 
 if TYPE_CHECKING:
-    from chatmill.dataset.v1 import Dataset, Distribution, Item
+    from rich.table import Table
+
+    from chatmill.dataset.v1 import Dataset, Item, Statistics, ValueCount
     from chatmill.recipe.mesh import Mesh
 
 SPLITS = {"train": 1, "test": 2}
@@ -21,7 +25,7 @@ ROLES = {1: "system", 2: "customer", 3: "agent", 4: "tool"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.set_defaults(action="list", json=False)
+    parser.set_defaults(action="list", json=False, tokenizer=None)
     actions = parser.add_subparsers(metavar="ACTION")
     listing = actions.add_parser("list", help="all datasets (the default)")
     listing.set_defaults(action="list")
@@ -31,6 +35,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         one.set_defaults(action=name)
         one.add_argument("dataset", help="its name")
         one.add_argument("--json", action="store_true", help="as JSON")
+        if name == "stats":
+            one.add_argument(
+                "--tokenizer", type=Path, metavar="PATH", help="count tokens, too: a tokenizer.json or a model's folder"
+            )
     items = actions.add_parser("items", help="its conversations")
     items.set_defaults(action="items")
     items.add_argument("dataset", help="its name")
@@ -52,8 +60,10 @@ async def _run(arguments: argparse.Namespace) -> int:
     from chatmill.recipe.mesh import connected
 
     config = settings.load(arguments)
+    # a dataset service of our own may read what the person named
+    roots = [arguments.tokenizer.absolute().parent] if arguments.tokenizer else []
     async with (
-        found_or_started(arguments, config, consoles.stderr(), services=("dataset",)) as found,
+        found_or_started(arguments, config, consoles.stderr(), services=("dataset",), roots=roots) as found,
         connected(found.config, services=("dataset",)) as mesh,
     ):
         action = {"list": _list, "show": _show, "stats": _stats, "items": _items}[arguments.action]
@@ -113,37 +123,76 @@ async def _show(arguments: argparse.Namespace, mesh: Mesh) -> None:
 
 
 async def _stats(arguments: argparse.Namespace, mesh: Mesh) -> None:
-    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.cli.console import print_json, stdout
     from chatmill.dataset.v1 import GetStatisticsRequest
 
-    seen = (await mesh.datasets.GetStatistics(GetStatisticsRequest(dataset=_name(arguments.dataset)))).statistics
+    tokenizer = str(arguments.tokenizer.absolute()) if arguments.tokenizer else ""
+    request = GetStatisticsRequest(dataset=_name(arguments.dataset), tokenizer=tokenizer)
+    seen = (await mesh.datasets.GetStatistics(request)).statistics
     if arguments.json:
         print_json(_plain(seen))
         return
     console = stdout()
+    console.print(_lengths(seen))
+    console.print()
+    console.print(_facts(seen))
+
+
+def _lengths(seen: Statistics) -> Table:
+    from chatmill.cli.console import table
+
     made = table(f"{seen.item_count:,} conversations", "mean>", "min>", "p50>", "p95>", "max>")
-    for title, distribution in (
+    rows = [
         ("turns", seen.turns),
         ("characters a customer message", seen.user_characters),
         ("characters an agent message", seen.assistant_characters),
         ("characters a conversation", seen.conversation_characters),
-    ):
-        made.add_row(title, *_cells(distribution))
-    console.print(made)
-    facts = table("", "")
-    facts.add_row("languages", ", ".join(f"{v.value or 'unknown'} {v.count:,}" for v in seen.languages))
-    facts.add_row("labels", ", ".join(f"{v.value or 'none'} {v.count:,}" for v in seen.labels))
-    facts.add_row("handovers", f"{seen.handover_count:,}")
-    facts.add_row("not alternating", f"{seen.not_alternating_count:,}")
-    facts.add_row("ending on the customer", f"{seen.ending_on_user_count:,}")
-    facts.add_row("messages without text", f"{seen.empty_message_count:,}")
-    facts.add_row("left out", f"{sum(drop.count for drop in seen.drops):,}")
-    console.print(facts)
+        ("tokens a customer message", seen.user_tokens),
+        ("tokens an agent message", seen.assistant_tokens),
+        ("tokens a conversation", seen.conversation_tokens),
+    ]
+    for title, seen_of in rows:
+        if seen_of.count or not title.startswith("tokens"):  # tokens are counted only where a tokenizer was named
+            d = seen_of
+            made.add_row(title, f"{d.mean:,.1f}", f"{d.min:,.0f}", f"{d.p50:,.0f}", f"{d.p95:,.0f}", f"{d.max:,.0f}")
+    position = seen.handover_position
+    if position.count:
+        shares = (position.mean, position.min, position.p50, position.p95, position.max)
+        made.add_row("where the handover comes", *(f"{share:.0%}" for share in shares))
+    return made
 
 
-def _cells(distribution: Distribution) -> list[str]:
-    d = distribution
-    return [f"{d.mean:,.1f}", f"{d.min:,.0f}", f"{d.p50:,.0f}", f"{d.p95:,.0f}", f"{d.max:,.0f}"]
+def _facts(seen: Statistics) -> Table:
+    from chatmill.cli.console import table
+
+    splits = {number: name for name, number in SPLITS.items()}
+    made = table("", "")
+    made.add_row(
+        "splits", ", ".join(f"{splits.get(int(s.split), '?')} {s.item_count:,}" for s in seen.splits) or "none"
+    )
+    made.add_row("languages", _counts(seen.languages, "unknown"))
+    made.add_row("labels", _counts(seen.labels))
+    made.add_row("handovers", f"{seen.handover_count:,}")
+    for reason in seen.handover_reasons:
+        made.add_row("", f"{reason.count:,}: {reason.value or 'no reason given'}")
+    made.add_row("near-duplicates", f"{seen.near_duplicate_count:,}")
+    made.add_row("not alternating", f"{seen.not_alternating_count:,}")
+    for problem in seen.role_problems:
+        made.add_row("", f"{problem.count:,}: {problem.value}")
+    made.add_row("ending on the customer", f"{seen.ending_on_user_count:,}")
+    made.add_row("messages without text", f"{seen.empty_message_count:,}")
+    for unit, longer in (("characters", seen.longer_than_characters), ("tokens", seen.longer_than_tokens)):
+        if longer:
+            made.add_row(f"longer, in {unit}", ", ".join(f"than {int(v.value):,}: {v.count:,}" for v in longer))
+    for title, counts in (("left out", seen.drops), ("changed", seen.changes)):
+        made.add_row(title, f"{sum(count.count for count in counts):,}")
+        for count in counts:
+            made.add_row("", f"{count.count:,}: {count.reason} ({count.step})")
+    return made
+
+
+def _counts(values: Iterable[ValueCount], empty: str = "none") -> str:
+    return ", ".join(f"{v.value or empty} {v.count:,}" for v in values) or "none"
 
 
 async def _items(arguments: argparse.Namespace, mesh: Mesh) -> None:
@@ -166,7 +215,7 @@ async def _items(arguments: argparse.Namespace, mesh: Mesh) -> None:
                 print(json.dumps(_plain(item), ensure_ascii=False))
             else:
                 for line in _conversation(item):
-                    console.print(line, markup=False)
+                    console.print(line)
 
 
 def _conversation(item: Item) -> list[str]:

@@ -98,7 +98,7 @@ class Announcer:
             self._line(f"{part.name:<9} stopped", None)
 
     def _line(self, text: str, style: str | None) -> None:
-        self._console.print(text, style=style, markup=False)
+        self._console.print(text, style=style)
 
 
 @asynccontextmanager
@@ -171,7 +171,7 @@ async def _started(
     at = replace(config, mesh=replace(config.mesh, peers=replace(config.mesh.peers, **targets)))
     with homes.occupied(config.home, f"chatmill {arguments.command_name}"):
         listed = ", ".join(names)
-        console.print(f"no mesh is running; starting {listed} for this command", style="dim", markup=False)
+        console.print(f"no mesh is running; starting {listed} for this command", style="dim")
         announcer = Announcer(console, quiet=True)
         supervisor = Supervisor(parts, told, config, announcer)
         with announcer.starting(names):

@@ -53,7 +53,7 @@ async def _up(arguments: argparse.Namespace, config: settings.Config, names: Seq
         announcer = Announcer(console)
         supervisor = Supervisor(chosen, told, config, announcer)
         stop = _stop_on_signals(supervisor)
-        console.print(f"starting {', '.join(names)} in {config.home}", markup=False)
+        console.print(f"starting {', '.join(names)} in {config.home}")
         starting = asyncio.create_task(supervisor.start())
         stopping = asyncio.create_task(stop.wait())
         with announcer.starting(names):
@@ -63,9 +63,9 @@ async def _up(arguments: argparse.Namespace, config: settings.Config, names: Seq
             await asyncio.gather(starting, return_exceptions=True)
             return 0
         await starting
-        _show(console, supervisor, chosen)
+        _show(console, supervisor, chosen, config)
         if not arguments.services and parts.BRIDGE not in names:
-            console.print(parts.BRIDGE_MISSING, style="dim", markup=False)
+            console.print(parts.BRIDGE_MISSING, style="dim")
         failing = asyncio.create_task(supervisor.failure())
         await asyncio.wait((failing, stopping), return_when=asyncio.FIRST_COMPLETED)
         failed = failing.result() if failing.done() else None
@@ -73,7 +73,7 @@ async def _up(arguments: argparse.Namespace, config: settings.Config, names: Seq
             task.cancel()
         await supervisor.stop()
     if failed is not None:
-        consoles.stderr().print(f"error: {failed.message}", markup=False)
+        consoles.stderr().print(f"error: {failed.message}")
         return 1
     return 0
 
@@ -92,19 +92,18 @@ def _stop_on_signals(supervisor: Supervisor) -> asyncio.Event:
     return stop
 
 
-def _show(console: Console, supervisor: Supervisor, chosen: Sequence[Part]) -> None:
+def _show(console: Console, supervisor: Supervisor, chosen: Sequence[Part], config: settings.Config) -> None:
     from chatmill.cli.console import table
     from chatmill.runtime.endpoint import target_of
 
     made = table("service", "address", "process>", "log")
     for part in chosen:
         address = target_of(part.host, part.port)
-        shown = address if part.grpc else f"http://{address}/test"
+        shown = address if part.grpc else f"{'https' if config.mesh.security.cert_file else 'http'}://{address}/test"
         made.add_row(part.name, shown, str(supervisor.pids[part.name]), str(supervisor.log(part.name)))
     console.print()
     console.print(made)
     console.print(
         "\nThe mesh is up. In another terminal: `chatmill run RECIPE`, `chatmill chat MODEL`, `chatmill models`.\n"
         "Ctrl-C stops it.",
-        markup=False,
     )
