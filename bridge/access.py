@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
 
+from bridge.guard import App, Receive, Scope, Send
 from chatmill.runtime.authentication import Tokens
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset(("/healthz",))
 """Paths that need no token: a balancer must be able to ask whether the bridge lives."""
@@ -45,7 +38,7 @@ class TokenWall:
             return False
         try:
             name, _, token = base64.b64decode(sent, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, not ASCII or not UTF-8
             return False
         return self._tokens.name_of(token) == name
 

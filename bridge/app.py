@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 from bridge import testers
+from bridge.guard import Guard
 from bridge.mesh import Mesh
 from chatmill import __version__
 from chatmill.config import Config
@@ -23,7 +25,9 @@ def build(config: Config) -> FastAPI:
         yield
         await mesh.close()
 
-    app = FastAPI(title="Chatmill", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(title="Chatmill", version=__version__, lifespan=lifespan, **closed)
+    app.add_middleware(Guard)
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:

@@ -6,10 +6,13 @@ disagree. This module knows no service and no model.
 
 from __future__ import annotations
 
+import os
 import string
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from chatmill.errors import FieldViolation, InvalidArgument
 from chatmill.located_yaml import Document, locate, read, refuse
@@ -107,6 +110,25 @@ def load(path: Path) -> AgentCard:
     if problems:
         raise refuse(problems, reason=REASON)
     return card
+
+
+def write(card: AgentCard, path: Path, *, head: str) -> None:
+    """Write a card so that `load` reads the same one, all at once.
+
+    Args:
+        head: a line that says where it comes from; becomes a comment.
+
+    Raises:
+        OSError: the folder can't be made or written.
+    """
+    data = asdict(card)
+    data |= {"languages": list(card.languages), **{key: [*data[key]] for key in ("policies", "handover")}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(
+        f"# {head}\n{yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=120)}", encoding="utf-8"
+    )
+    temporary.replace(path)
 
 
 def _values(card: AgentCard, document: Document) -> list[FieldViolation]:

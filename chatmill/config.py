@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 FILE_NAME = "chatmill.yaml"
+AGENT_CARD = "agent.yaml"
 PREFIX = "CHATMILL_"
 SHORT_KEYS = {"home": "mesh.home"}
 SHORTHANDS = {"CHATMILL_HOME": "mesh.home"}
@@ -199,6 +200,7 @@ class EvalSettings:
         suite_roots: folders that suites and key files named by path must lie in; the shipped suites are always allowed.
         database: SQLAlchemy URL of the store; a file `eval.sqlite` under the home folder without it.
         agent_card: the agent that people test; testers see its policies, and each of its handover rules becomes a task.
+            Without it, `agent.yaml` in the home folder, where `chatmill run` leaves the card of the newest recipe.
         tasks: file with what testers are asked to do, in place of the one that comes with Chatmill
             (`eval_svc/people/guide.yaml`).
     """
@@ -228,16 +230,18 @@ class BridgeSettings:
         models: what testers talk to: `models/{id}`, versions or aliases; the newest version of each served model
             without it.
         testers: most replies that the testers' page fetches at once; more wait.
+        patience_seconds: a reply that shows no sign of life for so long is given up, and the tester can ask again.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     models: tuple[str, ...] = ()
     testers: int = 16
+    patience_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         check_port(self.port)
-        check_positive(testers=self.testers)
+        check_positive(testers=self.testers, patience_seconds=self.patience_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,11 @@ class Config:
     def home(self) -> Path:
         """The folder of all state; it may not exist yet."""
         return self.mesh.home
+
+    @property
+    def left_card(self) -> Path:
+        """Where `chatmill run` leaves the agent card of the newest recipe; it may not exist yet."""
+        return self.home / AGENT_CARD
 
     def address(self, service: str) -> tuple[str, int]:
         """Host and port that `service` (a section name) listens on."""

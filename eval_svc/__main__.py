@@ -20,6 +20,9 @@ from eval_svc.servicer import EvalServicer
 from eval_svc.store import Store
 from eval_svc.suite import SuiteLibrary
 
+LATENCY_TURNS = 10
+"""Replies of each side that are timed one at a time after a run that does not say."""
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,7 @@ async def build(config: Config) -> Service:
         embedder=local_embedder(),
         concurrency=settings.concurrency,
         max_runs=settings.max_runs,
+        latency_turns=LATENCY_TURNS,
     )
     evaluations = Evaluations(store, SuiteLibrary(settings.suite_roots), DatasetSource(peers), tools)
 
@@ -45,7 +49,11 @@ async def build(config: Config) -> Service:
         await peers.close()
         store.close()
 
-    desk = Desk(store, lambda: guide.load(settings.tasks, settings.agent_card), AgentModels(tools.agents))
+    def guided() -> guide.Guide:
+        left = config.left_card
+        return guide.load(settings.tasks, settings.agent_card or (left if left.is_file() else None))
+
+    desk = Desk(store, guided, AgentModels(tools.agents))
     servicers: list[tuple[Add, Any]] = [
         (v1.add_EvalServiceServicer_to_server, EvalServicer(evaluations)),
         (v1.add_HumanEvalServiceServicer_to_server, HumanEvalServicer(desk)),

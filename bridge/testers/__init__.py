@@ -21,7 +21,7 @@ def mount(app: FastAPI, mesh: Mesh, settings: BridgeSettings) -> None:
     from bridge.testers.look import CSS, theme
     from bridge.testers.page import Page
 
-    page = Page(Desk(mesh, settings.models), settings.testers)
+    page = Page(Desk(mesh, settings.models, settings.patience_seconds), settings.testers)
     app.state.testers = gr.mount_gradio_app(
         app,
         page.blocks,

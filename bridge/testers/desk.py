@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Sequence
 
 from bridge.mesh import Mesh
+from bridge.testers.kit import Told
+from bridge.testers.talking import PATIENCE
 from chatmill import __version__
 from chatmill.eval.v1 import (
     CreateBattleRequest,
@@ -48,10 +50,12 @@ class Desk:
 
     Args:
         models: what testers talk to; the newest version of each served model where it is empty.
+        patience: seconds without a sign of life after which a reply is given up.
     """
 
-    def __init__(self, mesh: Mesh, models: Sequence[str]) -> None:
+    def __init__(self, mesh: Mesh, models: Sequence[str], patience: float = PATIENCE) -> None:
         self.mesh = mesh
+        self.patience = patience
         self._models = tuple(models)
 
     async def guide(self, language: str) -> GetTestGuideResponse:
@@ -71,7 +75,9 @@ class Desk:
         return [f"{name}/versions/{version}" for name, version in sorted(newest.items())]
 
     async def session(self, name: str) -> TestSession:
-        """A session as it is now."""
+        """A session as it is now. Raises Told where the page doesn't know its session any more."""
+        if not name:  # the server was started again since the page was loaded, and has forgotten what the page shows
+            raise Told("trouble.reload")
         return (await self.mesh.people.GetTestSession(GetTestSessionRequest(name=name))).session
 
     async def sessions(self, tester: str) -> list[TestSession]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import html
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,20 @@ log = logging.getLogger(__name__)
 
 Updates = dict[Any, Any]
 """Component to its update, as Gradio takes them."""
+
+
+class Told(Exception):
+    """Ends a click with a text of the page.
+
+    Args:
+        key: of the text.
+        values: what it is filled with.
+    """
+
+    def __init__(self, key: str, **values: object) -> None:
+        super().__init__(key)
+        self.key = key
+        self.values = values
 
 
 class Localised:
@@ -70,8 +85,11 @@ def choices(language: str, **keys: str) -> list[tuple[str, str]]:
     return [(text(language, key), value) for value, key in keys.items()]
 
 
-def tell(language: str, error: ChatmillError) -> None:
+def tell(language: str, error: ChatmillError | Told) -> None:
     """Show an error in a corner of the page."""
+    if isinstance(error, Told):
+        gr.Warning(html.escape(text(language, error.key, **error.values)), duration=12)
+        return
     log.warning("a tester's click failed: %s: %s", error.code, error.message)
     gr.Warning(html.escape(text(language, "trouble.call", message=error.message)), duration=12)
 
@@ -83,22 +101,23 @@ def guarded(handler: Callable[..., Awaitable[Updates]]) -> Callable[..., Awaitab
     async def guard(*arguments: Any) -> Updates:
         try:
             return await handler(*arguments)
-        except ChatmillError as error:
+        except (ChatmillError, Told) as error:
             tell(arguments[-1], error)
             return {}
 
     return guard
 
 
-def guarded_stream(handler: Callable[..., AsyncIterator[Updates]]) -> Callable[..., AsyncIterator[Updates]]:
+def guarded_stream(handler: Callable[..., AsyncGenerator[Updates, None]]) -> Callable[..., AsyncIterator[Updates]]:
     """The same for a handler that yields."""
 
     @functools.wraps(handler)
     async def guard(*arguments: Any) -> AsyncIterator[Updates]:
         try:
-            async for updates in handler(*arguments):
-                yield updates
-        except ChatmillError as error:
+            async with aclosing(handler(*arguments)) as stream:
+                async for updates in stream:
+                    yield updates
+        except (ChatmillError, Told) as error:
             tell(arguments[-1], error)
             yield {}
 

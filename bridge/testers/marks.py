@@ -21,6 +21,7 @@ GOAL_NAMES = {value: name for name, value in GOALS.items()}
 SCALE = [str(mark) for mark in range(1, 6)]
 MARKS = ("correct", "helpful", "tone", "confidence")
 MAX_NOTE = 4000
+SIDES = {shown.LEFT: "chat.left", shown.RIGHT: "chat.right"}
 
 
 def error_choices(classes: list[ErrorClass], language: str) -> list[tuple[str, str]]:
@@ -40,7 +41,7 @@ class LabelPanel:
 
     def __init__(self, desk: Desk, words: Localised) -> None:
         self._desk = desk
-        with gr.Column(elem_id="label", elem_classes="cm-panel") as self.box:
+        with gr.Column(elem_id="label", elem_classes="cm-panel"):
             self.heading = gr.HTML(elem_id="label-heading")
             with gr.Column(visible=False) as self.fields:
                 self.thumb = words.add_made(
@@ -68,26 +69,27 @@ class LabelPanel:
     @property
     def outputs(self) -> list[Any]:
         """What this panel updates."""
-        return [self.box, self.heading, self.fields, *self.inputs, self.saved]
+        return [self.heading, self.fields, *self.inputs, self.saved]
 
     def view(self, session: TestSession, guide: GetTestGuideResponse, selected: str, language: str) -> Updates:
         """The panel for the turn of that name."""
-        turns = shown.in_force(session)
-        place = next((i for i, turn in enumerate(turns) if turn.name == selected), None)
+        found = shown.find_turn(session, selected)
         head = text(language, "label.heading")
-        if place is None:
+        if found is None:
+            hint = "label.none.battle" if session.HasField("battle") else "label.none"
             return {
-                self.box: gr.update(visible=not session.HasField("battle")),
-                self.heading: shown.heading(head, text(language, "label.none")),
+                self.heading: shown.heading(head, text(language, hint)),
                 self.fields: gr.update(visible=False),
                 self.saved: "",
             }
+        turn, place, count = found
         label = shown.own_label(session, selected)
-        number = text(language, "label.reply", number=place + 1, count=len(turns))
-        quote = turns[place].reply.content.replace("\n", " ")
+        number = text(language, "label.reply", number=place, count=count)
+        if turn.side in SIDES:
+            number = f"{text(language, SIDES[turn.side])} · {number}"
+        quote = turn.reply.content.replace("\n", " ")
         excerpt = quote if len(quote) <= 120 else quote[:119] + "…"
         return {
-            self.box: gr.update(visible=True),
             self.heading: shown.heading(head, f"{number}: {excerpt}" if excerpt else number),
             self.fields: gr.update(visible=True),
             self.thumb: THUMB_NAMES[label.thumb] if label.sequence else None,

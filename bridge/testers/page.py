@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -13,17 +14,18 @@ import gradio as gr
 from bridge.testers import shown
 from bridge.testers.desk import Desk
 from bridge.testers.history import HistoryPanel
-from bridge.testers.kit import Localised, Updates, guarded, guarded_stream, merged, on
+from bridge.testers.kit import Localised, Told, Updates, guarded, guarded_stream, merged, on
 from bridge.testers.marks import FormPanel, LabelPanel
 from bridge.testers.queue import QueuePanel
 from bridge.testers.results import STATUSES, DefectsPanel, ResultsPanel
 from bridge.testers.start import StartPanel
-from bridge.testers.talk import VOTES, TalkPanel
+from bridge.testers.talk import MAX_WORDS, VOTES, TalkPanel
 from bridge.testers.texts import LANGUAGES, preferred, text
-from chatmill.errors import NotFound
-from chatmill.eval.v1 import GetTestGuideResponse, TestSession, Thumb
+from chatmill.errors import ChatmillError, NotFound
+from chatmill.eval.v1 import BattleSide, GetTestGuideResponse, TestSession, Thumb
 
-CSS = Path(__file__).with_name("style.css")
+log = logging.getLogger(__name__)
+
 EMPTY = {"tester": "", "language": "", "session": ""}
 
 
@@ -54,7 +56,7 @@ class Page:
                     with gr.Row(visible=False, elem_id="talk") as self.room:
                         with gr.Column(scale=3, min_width=320):
                             self.talk = TalkPanel(desk, words)
-                        with gr.Column(scale=2, min_width=300) as self.side:
+                        with gr.Column(scale=2, min_width=300):
                             self.marks = LabelPanel(desk, words)
                             self.form = FormPanel(desk, words)
                 with words.add(gr.Tab("Sessions", id="history"), label="tab.history") as self.history_tab:
@@ -79,7 +81,7 @@ class Page:
     @property
     def _view(self) -> list[Any]:
         """All that a session changes."""
-        states = [self.session, self.selected, self.saved, self.start.tester, self.start.box, self.room, self.side]
+        states = [self.session, self.selected, self.saved, self.start.tester, self.start.box, self.room]
         return [*states, *self.talk.outputs, *self.marks.outputs, *self.form.outputs]
 
     def _bind(self) -> None:
@@ -103,7 +105,8 @@ class Page:
         all_of_it = [*self._view, *start.outputs]
         on(talk.new.click, self._leave, [self.saved, start.task, start.mode, start.model, language], all_of_it)
         on(talk.bot.like, self._like, [self.session, language], self._view)
-        on(talk.bot.select, self._select, [self.session, language], [self.selected, *marks.outputs])
+        for bot, side in ((talk.bot, shown.ONE), (talk.left, shown.LEFT), (talk.right, shown.RIGHT)):
+            on(bot.select, self._selecting(side), [self.session, language], [self.selected, *marks.outputs])
         for name, button in talk.votes.items():
             on(button.click, self._voting(name), [talk.leaked, self.session, language], self._view, trigger_mode="once")
         triggers = {
@@ -151,9 +154,12 @@ class Page:
         saved = {**EMPTY, **(saved or {})}
         language = saved["language"] or preferred(request.headers.get("accept-language", ""))
         words = {**self._words.updates(language), self.language: language}
-        return merged(words, await self._restore(saved["session"], saved, language))
+        try:
+            return merged(words, await self._restore(saved["session"], saved, language))
+        except ChatmillError as error:
+            log.warning("the page could not be filled: %s: %s", error.code, error.message)
+            return merged(words, self.start.closed(text(language, "trouble.load", message=error.message)))
 
-    @guarded
     async def _restore(self, session: str, saved: dict[str, str], language: str) -> Updates:
         guide = await self._desk.guide(language)
         updates = await self.start.fill(guide, None, "chat", "", language)
@@ -198,7 +204,6 @@ class Page:
             self.start.tester: session.tester,
             self.start.box: gr.update(visible=False),
             self.room: gr.update(visible=True),
-            self.side: gr.update(visible=not session.HasField("battle")),
             **self.talk.view(session, guide, language),
             **self.marks.view(session, guide, chosen, language),
             **self.form.view(session, language),
@@ -216,8 +221,7 @@ class Page:
         self, tester: str, mode: str, task: str, model: str, consent: bool, saved: dict[str, str], language: str
     ) -> Updates:
         if not consent:
-            gr.Warning(text(language, "start.needs_consent"))
-            return {}
+            raise Told("start.needs_consent")
         name = " ".join(tester.split())
         if mode == "battle":
             session = await self._desk.begin_battle(name, task, language)
@@ -226,19 +230,31 @@ class Page:
         return self._shown(session, await self._desk.guide(language), {**EMPTY, **(saved or {})}, language)
 
     @guarded_stream
-    async def _say(self, words: str, session: str, language: str) -> AsyncIterator[Updates]:
-        if not words.strip() or not session:
+    async def _say(self, words: str, session: str, language: str) -> AsyncGenerator[Updates, None]:
+        if not words.strip():
             yield {}
             return
-        async for updates in self.talk.say(words.strip(), await self._desk.session(session), language):
-            yield updates
-        yield await self._now(session, language)
+        if len(words) > MAX_WORDS:  # the browser's own limit can be gone round
+            raise Told("chat.too_long", most=MAX_WORDS)
+        try:
+            async with aclosing(self.talk.say(words.strip(), await self._desk.session(session), language)) as stream:
+                async for updates in stream:
+                    yield updates
+            yield await self._now(session, language)
+        except (ChatmillError, Told):
+            yield self.talk.idle(words)
+            raise
 
     @guarded_stream
-    async def _again(self, session: str, language: str) -> AsyncIterator[Updates]:
-        async for updates in self.talk.again(await self._desk.session(session), language):
-            yield updates
-        yield await self._now(session, language)
+    async def _again(self, session: str, language: str) -> AsyncGenerator[Updates, None]:
+        try:
+            async with aclosing(self.talk.again(await self._desk.session(session), language)) as stream:
+                async for updates in stream:
+                    yield updates
+            yield await self._now(session, language)
+        except (ChatmillError, Told):
+            yield self.talk.idle("")
+            raise
 
     async def _stop(self, session: str) -> None:
         self.talk.cut_off(session)
@@ -266,14 +282,17 @@ class Page:
                 await self.marks.set_thumb(found, selected, liked or Thumb.THUMB_UNSPECIFIED)
             return await self._now(session, language, selected)
 
-    @guarded
-    async def _select(self, data: gr.SelectData, session: str, language: str) -> Updates:
-        found = await self._desk.session(session)
-        selected = _turn_at(found, data.index)
-        if not selected:
-            return {}
-        guide = await self._desk.guide(language)
-        return {self.selected: selected, **self.marks.view(found, guide, selected, language)}
+    def _selecting(self, side: BattleSide.ValueType) -> Any:
+        @guarded
+        async def select(data: gr.SelectData, session: str, language: str) -> Updates:
+            found = await self._desk.session(session)
+            selected = _turn_at(found, data.index, side)
+            if not selected:
+                return {}
+            guide = await self._desk.guide(language)
+            return {self.selected: selected, **self.marks.view(found, guide, selected, language)}
+
+        return select
 
     def _labelling(self, field: str) -> Any:
         @guarded
@@ -347,11 +366,10 @@ class Page:
         return await self.defects.scenario(chosen)
 
 
-def _turn_at(session: TestSession, index: int | tuple[int, int] | list[int]) -> str:
+def _turn_at(
+    session: TestSession, index: int | tuple[int, int] | list[int], side: BattleSide.ValueType = shown.ONE
+) -> str:
     """The turn that a bubble of the chat belongs to: a question and its reply are two bubbles."""
     place = (index if isinstance(index, int) else index[0]) // 2
-    turns = shown.in_force(session)
+    turns = shown.in_force(session, side)
     return turns[place].name if 0 <= place < len(turns) else ""
-
-
-__all__ = ["CSS", "Page"]

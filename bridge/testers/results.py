@@ -29,6 +29,10 @@ STATUSES = {
 }
 STATUS_NAMES = {value: name for name, value in STATUSES.items()}
 NONE = "–"
+COLUMNS = (
+    "model", "human_pass", "machine_pass", "human_errors", "machine_errors", "thumbs", "marks", "wins", "defects",
+    "latency", "sessions",
+)  # fmt: skip
 
 
 class ResultsPanel:
@@ -73,22 +77,32 @@ class ResultsPanel:
 def _scores(scores: list[HumanScore], classes: list[ErrorClass], language: str) -> str:
     if not scores:
         return f'<p class="cm-small">{shown.plain(text(language, "results.none"))}</p>'
-    keys = ("model", "sessions", "human_pass", "machine_pass", "thumbs", "wins", "defects", "latency")
-    head = [text(language, f"results.{key}") for key in keys]
-    rows = [
-        [
-            shown.name_of(score.model),
-            f"{score.finished_count}/{score.session_count}",
-            _rate(score, "pass_rate", score.pass_rate_interval, score.passed_count + score.failed_count),
-            _rate(score, "machine_pass_rate", score.machine_pass_rate_interval),
-            f"{score.thumb_up_count} / {score.thumb_down_count}",
-            _rate(score, "win_rate", score.win_rate_interval, score.win_count + score.loss_count),
-            str(score.defect_count),
-            f"{score.first_token_p50_ms:.0f} / {score.total_p95_ms:.0f} ms",
-        ]
-        for score in scores
-    ]
+    head = [text(language, f"results.{key}") for key in COLUMNS]
+    rows = [_row(score) for score in scores]
     return shown.table(head, rows) + _errors(scores, classes, language)
+
+
+def _row(score: HumanScore) -> list[str]:
+    marks = [_mark(score, name) for name in ("mean_correct", "mean_helpful", "mean_tone")]
+    votes = score.tie_count + score.both_bad_count
+    return [
+        shown.name_of(score.model),
+        _rate(score, "pass_rate", score.pass_rate_interval, score.passed_count + score.failed_count),
+        _rate(score, "machine_pass_rate", score.machine_pass_rate_interval),
+        f"{score.flagged_count / score.reply_count:.0%}, n={score.reply_count}" if score.reply_count else NONE,
+        f"{score.machine_error_rate:.0%}" if score.HasField("machine_error_rate") else NONE,
+        f"{score.thumb_up_count} / {score.thumb_down_count}",
+        " / ".join(marks),
+        _rate(score, "win_rate", score.win_rate_interval, score.win_count + score.loss_count)
+        + (f" +{votes}" if votes else ""),
+        str(score.defect_count),
+        f"{score.first_token_p50_ms:.0f} / {score.total_p95_ms:.0f} ms" if score.reply_count else NONE,
+        f"{score.finished_count}/{score.session_count}",
+    ]
+
+
+def _mark(score: HumanScore, name: Any) -> str:
+    return f"{getattr(score, name):.1f}" if score.HasField(name) else NONE
 
 
 def _errors(scores: list[HumanScore], classes: list[ErrorClass], language: str) -> str:
@@ -214,13 +228,17 @@ def _title(defect: Defect, classes: list[ErrorClass], language: str) -> str:
         text(language, f"severity.{defect.severity}"),
         ", ".join(named) or text(language, "form.broke"),
         text(language, f"defects.{STATUS_NAMES[defect.status]}"),
-        shown.name_of(defect.model),
+        _model(defect, language),
     ]
     return " · ".join(parts)
 
 
+def _model(defect: Defect, language: str) -> str:
+    return shown.name_of(defect.model) or text(language, "card.hidden")
+
+
 def _defect(defect: Defect, language: str) -> str:
-    found = text(language, "defects.found", model=shown.name_of(defect.model), reporter=defect.reporter)
+    found = text(language, "defects.found", model=_model(defect, language), reporter=defect.reporter)
     said = "".join(
         f'<p class="cm-line cm-role-{message.role}">{shown.plain(message.content)}</p>' for message in defect.messages
     )
@@ -230,4 +248,5 @@ def _defect(defect: Defect, language: str) -> str:
         f" {shown.plain(change.note)}</li>"
         for change in defect.changes
     )
-    return f'<div class="cm-card"><p class="cm-small">{shown.plain(found)}</p>{said}{rest}<ul>{changes}</ul></div>'
+    head = f'<p class="cm-small">{shown.plain(found)} · <code>{shown.plain(defect.name)}</code></p>'
+    return f'<div class="cm-card">{head}{said}{rest}<ul class="cm-changes">{changes}</ul></div>'

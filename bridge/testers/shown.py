@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bridge.testers.texts import text
+from bridge.testers.texts import known, text
 from chatmill.eval.v1 import (
     BattleSide,
     BattleState,
@@ -40,6 +40,16 @@ def in_force(session: TestSession, side: BattleSide.ValueType = ONE) -> list[Tes
     return [turn for turn in session.turns if turn.side == side and not turn.superseded]
 
 
+def find_turn(session: TestSession, name: str) -> tuple[TestTurn, int, int] | None:
+    """A turn that is part of the conversation, its place on its side from 1, and how many that side has."""
+    for side in (ONE, LEFT, RIGHT):
+        turns = in_force(session, side)
+        for place, turn in enumerate(turns, 1):
+            if turn.name == name:
+                return turn, place, len(turns)
+    return None
+
+
 def bubbles(turns: Iterable[TestTurn], language: str) -> list[dict[str, Any]]:
     """The turns as the chat component takes them: always a question and its reply, so that places can be counted."""
     found: list[dict[str, Any]] = []
@@ -68,8 +78,14 @@ def reply_text(turn: TestTurn, language: str) -> str:
     if turn.status == "CANCELLED":
         lines.append("⏹ " + text(language, "chat.cut"))
     elif turn.status != "OK":
-        lines.append("⚠ " + text(language, "chat.failed", status=turn.status))
+        lines.append("⚠ " + failure(turn.status, language))
     return "\n".join(lines) or "…"
+
+
+def failure(status: str, language: str) -> str:
+    """What went wrong with a reply, and what the tester can do."""
+    key = f"chat.failed.{status}"
+    return text(language, key) if known(key) else text(language, "chat.failed", status=status)
 
 
 def feedback(session: TestSession) -> list[str | None]:
@@ -142,20 +158,31 @@ def task_card(
 
 
 def _about(guide: GetTestGuideResponse, session: TestSession, language: str) -> str:
-    lines = []
-    if guide.agent_name:
-        said = text(language, "card.agent", name=guide.agent_name, company=guide.agent_company)
-        lines.append(plain(said))
+    lines = [plain(_agent_name(guide, language))] if guide.agent_name else []
     model = f"{text(language, 'card.model')}: {model_line(session, language)}"
     lines.append(f'<span class="cm-model">{plain(model)}</span>')
     return f'<p class="cm-small">{" · ".join(lines)}</p>'
 
 
+def agent(guide: GetTestGuideResponse, language: str) -> str:
+    """Whom one talks to, and what it is for; empty without an agent card."""
+    return f"{_agent_name(guide, language)} {guide.agent_purpose}".strip() if guide.agent_name else ""
+
+
+def _agent_name(guide: GetTestGuideResponse, language: str) -> str:
+    return text(language, "card.agent", name=guide.agent_name, company=guide.agent_company)
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain texts."""
     titles = "".join(f"<th>{plain(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{plain(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, head, row))}</tr>" for row in rows)
     return f'<div class="cm-table"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(title: str, value: str) -> str:
+    """A cell that carries its column's title, which a phone shows beside it."""
+    return f'<td data-title="{plain(title)}">{plain(value)}</td>'
 
 
 def heading(value: str, hint: str = "") -> str:

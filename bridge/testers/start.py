@@ -23,7 +23,7 @@ class StartPanel:
     def __init__(self, desk: Desk, words: Localised) -> None:
         self._desk = desk
         with gr.Column(elem_id="start", elem_classes="cm-panel") as self.box:
-            words.add_made(gr.HTML(), lambda code: {"value": shown.heading(text(code, "start.heading"))})
+            self.heading = words.add_made(gr.HTML(), lambda code: {"value": shown.heading(text(code, "start.heading"))})
             with gr.Row():
                 self.tester = words.add(
                     gr.Textbox(max_length=32, elem_id="tester", min_width=200),
@@ -49,7 +49,7 @@ class StartPanel:
     @property
     def outputs(self) -> list[Any]:
         """What `fill` updates."""
-        return [self.task, self.card, self.model, self.notice, self.consent_text, self.mode, self.begin]
+        return [self.heading, self.task, self.card, self.model, self.notice, self.consent_text, self.mode, self.begin]
 
     async def fill(
         self, guide: GetTestGuideResponse, task: str | None, mode: str, model: str, language: str
@@ -69,6 +69,7 @@ class StartPanel:
             problem = text(language, "start.one_model")
         named = [(shown.name_of(name), name) for name in models]
         return {
+            self.heading: shown.heading(text(language, "start.heading"), shown.agent(guide, language)),
             self.task: gr.update(choices=[(task.title, task.id) for task in guide.tasks], value=chosen.id),
             self.card: shown.task_card(guide, chosen, None, language, rules=False),
             self.model: gr.update(
@@ -76,10 +77,18 @@ class StartPanel:
                 value=model if model in models else "",
                 visible=not battle,
             ),
-            self.notice: f'<p class="cm-notice">{shown.plain(problem)}</p>' if problem else "",
+            self.notice: _notice(problem),
             self.consent_text: f'<p class="cm-small">{shown.plain(guide.consent_text)}</p>',
             self.begin: gr.update(interactive=not problem),
         }
+
+    def closed(self, problem: str) -> Updates:
+        """The panel when nothing can be begun, with why."""
+        return {self.notice: _notice(problem), self.begin: gr.update(interactive=False)}
+
+
+def _notice(problem: str) -> str:
+    return f'<p class="cm-notice">{shown.plain(problem)}</p>' if problem else ""
 
 
 def find(guide: GetTestGuideResponse, task: str | None) -> TestTask | None:

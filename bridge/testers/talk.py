@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -127,16 +127,15 @@ class TalkPanel:
         said = shown.bubbles(shown.in_force(session), language)
         return {self.bot: gr.update(visible=True, value=said, feedback_value=shown.feedback(session))}
 
-    async def say(self, words: str, session: TestSession, language: str) -> AsyncIterator[Updates]:
+    def say(self, words: str, session: TestSession, language: str) -> AsyncGenerator[Updates, None]:
         """Ask, and show the replies as they come; every one is kept, also those that broke off.
 
         Raises:
             ChatmillError: a reply could not be kept.
         """
-        async for updates in self._ask(words, session, {}, language):
-            yield updates
+        return self._ask(words, session, {}, language)
 
-    async def again(self, session: TestSession, language: str) -> AsyncIterator[Updates]:
+    async def again(self, session: TestSession, language: str) -> AsyncGenerator[Updates, None]:
         """Ask the last question again; the old reply stays in the record. Raises as `say`."""
         sides = (LEFT, RIGHT) if session.HasField("battle") else (ONE,)
         last: dict[BattleSide.ValueType, TestTurn] = {
@@ -146,12 +145,13 @@ class TalkPanel:
             gr.Info(text(language, "chat.nothing_to_retry"))
             return
         words = next(iter(last.values())).user
-        async for updates in self._ask(words, session, last, language):
-            yield updates
+        async with aclosing(self._ask(words, session, last, language)) as stream:
+            async for updates in stream:
+                yield updates
 
     async def _ask(
         self, words: str, session: TestSession, replaced: Mapping[BattleSide.ValueType, TestTurn], language: str
-    ) -> AsyncIterator[Updates]:
+    ) -> AsyncGenerator[Updates, None]:
         sides = await self._sides(session)
         names = {turn.name for turn in replaced.values()}
         left = [turn for turn in session.turns if turn.name not in names]
@@ -165,7 +165,7 @@ class TalkPanel:
             asyncio.create_task(
                 fetch(
                     self._desk.mesh.inference, model, [*history(left, side), question], session.facts,
-                    session.name.partition("/")[2], replies[side],
+                    session.name.partition("/")[2], replies[side], self._desk.patience,
                 )
             )
             for side, model in sides.items()
@@ -188,8 +188,18 @@ class TalkPanel:
             for side, reply in replies.items():
                 old = replaced[side].name if side in replaced else ""
                 await self._desk.record(session.name, reply.turn(words, side, old))
-        for problem in {reply.problem for reply in replies.values() if reply.problem}:
-            gr.Warning(shown.plain(text(language, "trouble.call", message=problem)), duration=12)
+        if not session.model_hidden:  # a service's message may name the model
+            for problem in {reply.problem for reply in replies.values() if reply.problem}:
+                gr.Warning(shown.plain(text(language, "trouble.call", message=problem)), duration=12)
+
+    def idle(self, words: str) -> Updates:
+        """The panel ready for another try, with what could not be sent back in its place."""
+        return {
+            self.entry: gr.update(value=words, interactive=True),
+            self.send: gr.update(visible=True),
+            self.stop: gr.update(visible=False),
+            self.retry: gr.update(interactive=True),
+        }
 
     async def _sides(self, session: TestSession) -> dict[BattleSide.ValueType, str]:
         if not session.HasField("battle"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chatmill.common.v1 import Message, Role, ToolCall
-from chatmill.errors import ChatmillError
+from chatmill.errors import ChatmillError, DeadlineExceeded
 from chatmill.eval.v1 import BattleSide, TestTurn
 from chatmill.inference.v1 import (
     DeltaMode,
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 TICK = 0.1
 """Seconds between two updates of the page."""
+PATIENCE = 60.0
+"""Seconds without a sign of life after which a reply counts as hung, where the caller says nothing else."""
+MAX_REPLY = 65_536
+"""Characters of a reply that are kept and shown, as in evaluations: no chat window holds more."""
+TOO_LONG, BROKEN_OFF = "OUT_OF_RANGE", "DATA_LOSS"
+"""Statuses of our own finding: a reply past `MAX_REPLY`, and a stream that ended without its last event."""
 
 
 @dataclass
@@ -33,7 +39,7 @@ class Reply:
 
     Attributes:
         text: what may be shown.
-        status: name of the gRPC status; CANCELLED until it is complete.
+        status: name of the gRPC status; CANCELLED until it is complete, `TOO_LONG` and `BROKEN_OFF` as found here.
         problem: what the service said went wrong; empty if nothing did.
         started_at: seconds since the epoch.
         first_token_ms, total_ms: since then.
@@ -57,6 +63,8 @@ class Reply:
         kind = event.WhichOneof("event")
         if kind == "delta":
             self.text = self.text[: event.delta.character_offset] + event.delta.text
+            if len(self.text) > MAX_REPLY:
+                self.text, self.status = self.text[:MAX_REPLY], TOO_LONG
             self._begun()
         elif kind == "tool_call":
             self._call(event.tool_call.tool_call)
@@ -67,7 +75,7 @@ class Reply:
             self.text = self.text[: event.retracted.from_character_offset]
         elif kind == "started":
             self.prompt_tokens = event.started.prompt_tokens
-        elif kind == "finished":
+        elif kind == "finished" and self.status != TOO_LONG:
             self.status = "OK"
             self.finish_reason = FinishReason.Name(event.finished.finish_reason).removeprefix("FINISH_REASON_")
             self.output_tokens = event.finished.usage.output_tokens
@@ -124,13 +132,17 @@ async def fetch(
     facts: Sequence[str],
     session: str,
     reply: Reply,
+    patience: float = PATIENCE,
 ) -> None:
     """Ask, and fill `reply` as the answer comes; an error ends it and is told in it. Cancelling cancels the call.
+
+    A reply that grows past `MAX_REPLY` is cut there, and the call ended.
 
     Args:
         messages: the conversation, the newest question last.
         facts: what the model is told about the customer.
         session: the conversation's id for the service's logs.
+        patience: seconds without a sign of life after which it is given up.
     """
     spec = GenerationSpec(
         model=model,
@@ -142,10 +154,18 @@ async def fetch(
     try:
         call = inference.Generate(GenerateRequest(spec=spec))
         try:
-            async for response in call:
-                reply.take(response.event)
+            async with asyncio.timeout(patience) as waiting:
+                async for response in call:
+                    waiting.reschedule(asyncio.get_running_loop().time() + patience)
+                    reply.take(response.event)
+                    if reply.status == TOO_LONG:
+                        return
         finally:
             call.cancel()
+        if reply.status != "OK":
+            reply.status = BROKEN_OFF
+    except TimeoutError:
+        reply.fail(DeadlineExceeded(f"nothing came for {patience:g} seconds"))
     except ChatmillError as error:
         reply.fail(error)
 

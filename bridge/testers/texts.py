@@ -30,6 +30,11 @@ def text(language: str, key: str, **values: object) -> str:
     return entry.get(language, entry[FALLBACK]).format(**values) if values else entry.get(language, entry[FALLBACK])
 
 
+def known(key: str) -> bool:
+    """Whether there is a text of that name."""
+    return key in table()
+
+
 def error_name(language: str, name: str, meaning: str) -> str:
     """What a class of error is called; its meaning where the table doesn't know it, as with a newer service."""
     return text(language, f"error.{name}") if f"error.{name}" in table() else meaning or name

@@ -41,6 +41,13 @@ def _recipe() -> Path:
     return folder / "recipe.yaml"
 
 
+def _up_text() -> str:
+    from chatmill.cli.supervision.parts import BRIDGE, installed
+
+    page = "the testers' page in a browser and " if BRIDGE in installed() else ""
+    return f"keep the mesh up, for {page}Generate over gRPC"
+
+
 def _next(home: Path) -> str:
     import json
     import os
@@ -55,7 +62,7 @@ def _next(home: Path) -> str:
         (f"chat {model}", "talk to it"),
         (f"models show {model}", "how it came to be, and its scores"),
         ("datasets items shop", "what it was trained on"),
-        ("up", "keep the mesh up, for Generate over gRPC"),
+        ("up", _up_text()),
         ("run my/recipe.yaml", "the same with your own conversations; docs/recipe.md"),
     ]
     width = max(len(command) for command, _ in rows)

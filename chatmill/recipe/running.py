@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from chatmill import __version__
+from chatmill import __version__, agent
+from chatmill.config import AGENT_CARD
 from chatmill.dataset.v1 import Dataset, Split
 from chatmill.factory.v1 import Model
 from chatmill.recipe import scoreboard, steps
@@ -54,13 +55,13 @@ async def run(
     force: bool = False,
     machine: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Do what the recipe says and leave scoreboard and report in `home`.
+    """Do what the recipe says and leave scoreboard, report and the agent card in `home`.
 
     Args:
         recipe: what to do.
         mesh: who does it.
         observer: who watches.
-        home: folder for `scoreboard.json`, `report.html` and `runs/`.
+        home: folder for `scoreboard.json`, `report.html`, `runs/`, and `agent.yaml`, the card that testers are shown.
         force: redo the steps whose inputs have not changed as well.
         machine: asked at the end what is known of the machine; goes into the scoreboard as it is.
 
@@ -83,6 +84,7 @@ async def run(
         return base, made
 
     await clock.step("check", str(recipe.path), checked)
+    agent.write(recipe.card, home / AGENT_CARD, head=f"The agent card of {recipe.path}, left here by chatmill run.")
     dataset = await clock.step(
         "dataset", _sources(recipe), lambda: steps.make_dataset(recipe, mesh, observer, force=force)
     )

@@ -60,6 +60,11 @@ class Defect:
         return self.session.model_of(self.turn) if self.turn else self.session.opening.model
 
     @property
+    def blind(self) -> bool:
+        """Whether its tester is not to know the model yet."""
+        return self.session.opening.model_hidden and not self.session.finished
+
+    @property
     def error_classes(self) -> tuple[str, ...]:
         """What kinds of mistake, in the order they were named."""
         return tuple(dict.fromkeys(name for label in self.labels for name in label.error_classes))

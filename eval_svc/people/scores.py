@@ -33,6 +33,8 @@ class HumanScore:
     evaluation: str = ""
     machine_rate: float | None = None
     machine_interval: Interval | None = None
+    machine_error_rate: float | None = None
+    flagged: int = 0
 
     @property
     def pass_rate(self) -> tuple[float, Interval] | None:
@@ -114,8 +116,9 @@ def _add_reply(score: HumanScore, turn: Turn, labels: Sequence[Label]) -> None:
     for label in labels[:1]:
         if label.thumb:
             score.thumbs[label.thumb] += 1
-    for name in {name for label in labels for name in label.error_classes}:
-        score.errors[name] += 1
+    named = {name for label in labels for name in label.error_classes}
+    score.errors.update(named)
+    score.flagged += bool(named)
 
 
 def _add_session(session: Session, score: HumanScore) -> None:
@@ -150,3 +153,4 @@ def _add_machine(record: Record, scores: Mapping[str, HumanScore]) -> None:
         score = scores[model]
         score.evaluation = f"evaluations/{record.id}"
         score.machine_rate, score.machine_interval = candidate.pass_rate, candidate.pass_rate_interval
+        score.machine_error_rate = candidate.turn_error_rate

@@ -1005,6 +1005,8 @@ class HumanScore(_message.Message):
     MEAN_CORRECT_FIELD_NUMBER: _builtins.int
     MEAN_HELPFUL_FIELD_NUMBER: _builtins.int
     MEAN_TONE_FIELD_NUMBER: _builtins.int
+    FLAGGED_COUNT_FIELD_NUMBER: _builtins.int
+    MACHINE_ERROR_RATE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Version, `models/{id}/versions/{n}`."""
     revision: _builtins.str
@@ -1053,6 +1055,10 @@ class HumanScore(_message.Message):
     """Mean mark for being helpful."""
     mean_tone: _builtins.float
     """Mean mark for tone."""
+    flagged_count: _builtins.int
+    """Replies that at least one class of error was named for; beside `reply_count` this is the error rate that people see."""
+    machine_error_rate: _builtins.float
+    """Share of the machine's scored turns with a major or critical error in `evaluation`, 0 to 1."""
     @_builtins.property
     def errors(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Replies with a label, by class of error."""
@@ -1100,11 +1106,15 @@ class HumanScore(_message.Message):
         mean_correct: _builtins.float | None = ...,
         mean_helpful: _builtins.float | None = ...,
         mean_tone: _builtins.float | None = ...,
+        flagged_count: _builtins.int = ...,
+        machine_error_rate: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_machine_pass_rate", b"_machine_pass_rate", "_mean_correct", b"_mean_correct", "_mean_helpful", b"_mean_helpful", "_mean_tone", b"_mean_tone", "_pass_rate", b"_pass_rate", "_win_rate", b"_win_rate", "machine_pass_rate", b"machine_pass_rate", "machine_pass_rate_interval", b"machine_pass_rate_interval", "mean_correct", b"mean_correct", "mean_helpful", b"mean_helpful", "mean_tone", b"mean_tone", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "win_rate", b"win_rate", "win_rate_interval", b"win_rate_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_machine_error_rate", b"_machine_error_rate", "_machine_pass_rate", b"_machine_pass_rate", "_mean_correct", b"_mean_correct", "_mean_helpful", b"_mean_helpful", "_mean_tone", b"_mean_tone", "_pass_rate", b"_pass_rate", "_win_rate", b"_win_rate", "machine_error_rate", b"machine_error_rate", "machine_pass_rate", b"machine_pass_rate", "machine_pass_rate_interval", b"machine_pass_rate_interval", "mean_correct", b"mean_correct", "mean_helpful", b"mean_helpful", "mean_tone", b"mean_tone", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "win_rate", b"win_rate", "win_rate_interval", b"win_rate_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_machine_pass_rate", b"_machine_pass_rate", "_mean_correct", b"_mean_correct", "_mean_helpful", b"_mean_helpful", "_mean_tone", b"_mean_tone", "_pass_rate", b"_pass_rate", "_win_rate", b"_win_rate", "both_bad_count", b"both_bad_count", "defect_count", b"defect_count", "errors", b"errors", "evaluation", b"evaluation", "failed_count", b"failed_count", "finished_count", b"finished_count", "first_token_p50_ms", b"first_token_p50_ms", "loss_count", b"loss_count", "machine_pass_rate", b"machine_pass_rate", "machine_pass_rate_interval", b"machine_pass_rate_interval", "mean_correct", b"mean_correct", "mean_helpful", b"mean_helpful", "mean_tone", b"mean_tone", "model", b"model", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "passed_count", b"passed_count", "reply_count", b"reply_count", "revision", b"revision", "session_count", b"session_count", "thumb_down_count", b"thumb_down_count", "thumb_up_count", b"thumb_up_count", "tie_count", b"tie_count", "total_p95_ms", b"total_p95_ms", "void_count", b"void_count", "win_count", b"win_count", "win_rate", b"win_rate", "win_rate_interval", b"win_rate_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_machine_error_rate", b"_machine_error_rate", "_machine_pass_rate", b"_machine_pass_rate", "_mean_correct", b"_mean_correct", "_mean_helpful", b"_mean_helpful", "_mean_tone", b"_mean_tone", "_pass_rate", b"_pass_rate", "_win_rate", b"_win_rate", "both_bad_count", b"both_bad_count", "defect_count", b"defect_count", "errors", b"errors", "evaluation", b"evaluation", "failed_count", b"failed_count", "finished_count", b"finished_count", "first_token_p50_ms", b"first_token_p50_ms", "flagged_count", b"flagged_count", "loss_count", b"loss_count", "machine_error_rate", b"machine_error_rate", "machine_pass_rate", b"machine_pass_rate", "machine_pass_rate_interval", b"machine_pass_rate_interval", "mean_correct", b"mean_correct", "mean_helpful", b"mean_helpful", "mean_tone", b"mean_tone", "model", b"model", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "passed_count", b"passed_count", "reply_count", b"reply_count", "revision", b"revision", "session_count", b"session_count", "thumb_down_count", b"thumb_down_count", "thumb_up_count", b"thumb_up_count", "tie_count", b"tie_count", "total_p95_ms", b"total_p95_ms", "void_count", b"void_count", "win_count", b"win_count", "win_rate", b"win_rate", "win_rate_interval", b"win_rate_interval"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__machine_error_rate: _TypeAlias = _typing.Literal["machine_error_rate"]  # noqa: Y015
+    _WhichOneofArgType__machine_error_rate: _TypeAlias = _typing.Literal["_machine_error_rate", b"_machine_error_rate"]  # noqa: Y015
     _WhichOneofReturnType__machine_pass_rate: _TypeAlias = _typing.Literal["machine_pass_rate"]  # noqa: Y015
     _WhichOneofArgType__machine_pass_rate: _TypeAlias = _typing.Literal["_machine_pass_rate", b"_machine_pass_rate"]  # noqa: Y015
     _WhichOneofReturnType__mean_correct: _TypeAlias = _typing.Literal["mean_correct"]  # noqa: Y015
@@ -1117,6 +1127,8 @@ class HumanScore(_message.Message):
     _WhichOneofArgType__pass_rate: _TypeAlias = _typing.Literal["_pass_rate", b"_pass_rate"]  # noqa: Y015
     _WhichOneofReturnType__win_rate: _TypeAlias = _typing.Literal["win_rate"]  # noqa: Y015
     _WhichOneofArgType__win_rate: _TypeAlias = _typing.Literal["_win_rate", b"_win_rate"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__machine_error_rate) -> _WhichOneofReturnType__machine_error_rate | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__machine_pass_rate) -> _WhichOneofReturnType__machine_pass_rate | None: ...
     @_typing.overload
@@ -1162,9 +1174,9 @@ class Defect(_message.Message):
     subject: _builtins.str
     """The turn, or the session if it is about all of it."""
     model: _builtins.str
-    """Version that did it."""
+    """Version that did it; empty while its tester is not to know it."""
     revision: _builtins.str
-    """Its revision digest."""
+    """Its revision digest; empty with the model."""
     reporter: _builtins.str
     """Pseudonym of who found it."""
     severity: _builtins.str

@@ -253,6 +253,8 @@ def score_to_proto(score: HumanScore) -> v1.HumanScore:
         mean_correct=score.mean("correct"),
         mean_helpful=score.mean("helpful"),
         mean_tone=score.mean("tone"),
+        flagged_count=score.flagged,
+        machine_error_rate=score.machine_error_rate,
     )
 
 
@@ -263,8 +265,8 @@ def defect_to_proto(defect: Defect) -> v1.Defect:
         status=STATUSES[defect.status],
         session=defect.session.name,
         subject=defect.subject,
-        model=defect.model.name,
-        revision=defect.model.revision,
+        model="" if defect.blind else defect.model.name,
+        revision="" if defect.blind else defect.model.revision,
         reporter=defect.reporter,
         error_classes=defect.error_classes,
         severity=defect.severity,

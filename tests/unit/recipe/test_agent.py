@@ -57,3 +57,10 @@ def test_a_mistake_names_its_line(tmp_path: Path, text: str, line: int, told: st
 def test_a_missing_card_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"absent\.yaml"):
         agent.load(tmp_path / "absent.yaml")
+
+
+def test_a_written_card_reads_the_same(recipe_file: Path, tmp_path: Path) -> None:
+    card = agent.load(recipe_file.parent / "agent.yaml")
+    agent.write(card, tmp_path / "new" / "agent.yaml", head="where it is from")
+    assert agent.load(tmp_path / "new" / "agent.yaml") == card
+    assert (tmp_path / "new" / "agent.yaml").read_text(encoding="utf-8").startswith("# where it is from\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from chatmill import agent
 from chatmill.common.v1 import JobState
 from chatmill.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, Unavailable
 from chatmill.eval.v1 import GateState
@@ -74,6 +75,7 @@ async def test_a_run_does_every_step_and_leaves_its_scoreboard(recipe_file: Path
     assert json.loads((home / "scoreboard.json").read_text(encoding="utf-8")) == board
     assert (home / "report.html").read_text(encoding="utf-8") == "<html></html>"
     assert len(list((home / "runs").glob("*-fern.json"))) == 1
+    assert agent.load(home / "agent.yaml") == agent.load(recipe_file.parent / "agent.yaml")
     assert board["candidate"]["pass_rate"] == pytest.approx(0.9)
     assert board["baseline"]["pass_rate"] == pytest.approx(0.2)
     assert board["candidate"]["pass_rate_interval"] == pytest.approx([0.8, 1.0])

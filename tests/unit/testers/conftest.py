@@ -13,7 +13,7 @@ import pytest
 
 from chatmill.common.v1 import ToolCall
 from chatmill.config import Config
-from chatmill.errors import NotFound, ResourceExhausted
+from chatmill.errors import NotFound, ResourceExhausted, Unavailable
 from chatmill.factory import v1 as factory_v1
 from chatmill.inference import v1 as inference_v1
 from chatmill.runtime.server import Service
@@ -21,6 +21,9 @@ from chatmill.runtime.testing import local_config, running
 from eval_svc.__main__ import build
 
 MODELS = ("models/shop", "models/chatmill-tiny")
+HANG: dict[str, Any] = {}
+HUGE = 5_000_000
+"""Characters of the reply to a question with `huge`."""
 NASTY = (
     "<b>bold</b> <img src=x onerror=\"document.title='hacked'\"> **stars** # head\n"
     "<script>document.title='hacked'</script>"
@@ -39,12 +42,13 @@ class Registry(factory_v1.RegistryServiceServicer):
 
 @dataclass
 class Inference(inference_v1.InferenceServiceServicer):
-    """Answers by rules, word by word; `pause` is the time between two words."""
+    """Answers by rules, word by word; `pause` is the time between two words, and once `healed` nothing goes wrong."""
 
     requests: list[Any] = field(default_factory=list)
     pause: float = 0.005
     most_at_once: int = 0
     cancelled: int = 0
+    healed: bool = False
     _now: int = 0
 
     async def ListServedModels(self, request: Any, context: Any) -> Any:
@@ -58,6 +62,8 @@ class Inference(inference_v1.InferenceServiceServicer):
         sequence = 0
         try:
             for event in self._events(request.spec):
+                if event is HANG:
+                    await asyncio.sleep(3600)
                 yield inference_v1.GenerateResponse(event=inference_v1.GenerationEvent(sequence=sequence, **event))
                 sequence += 1
                 await asyncio.sleep(self.pause)
@@ -68,7 +74,7 @@ class Inference(inference_v1.InferenceServiceServicer):
             self._now -= 1
 
     def _events(self, spec: Any) -> Any:
-        said = spec.messages[-1].content
+        said = "" if self.healed else spec.messages[-1].content
         if "busy" in said:
             raise ResourceExhausted("the queue is full", retry_after=1)
         yield {"started": inference_v1.Started(prompt_tokens=7)}
@@ -77,11 +83,19 @@ class Inference(inference_v1.InferenceServiceServicer):
         )
         if "slow" in said:
             text = "word " * 400
+        if "huge" in said:
+            text = " ".join(["x" * 99_999] * (HUGE // 100_000))
         place, finish = 0, inference_v1.FinishReason.FINISH_REASON_END_OF_TURN
         for word in text.split(" "):
             piece = word + " "
             yield {"delta": inference_v1.Delta(text=piece, character_offset=place)}
             place += len(piece)
+            if "hang" in said:
+                yield HANG
+            if "die" in said:
+                raise Unavailable("the engine went away")
+            if "vanish" in said:
+                return
         if "person" in said:
             call = ToolCall(id="0", name="transfer_to_human", arguments_json='{"reason": "request"}')
             yield {"handoff": inference_v1.Handoff(reason="request", tool_call=call)}

@@ -13,7 +13,9 @@ import yaml
 from bridge.mesh import Mesh as Stubs
 from bridge.testers import shown
 from bridge.testers.desk import Desk
-from bridge.testers.talking import Reply, fetch, history, paced, ticking
+from bridge.testers.talking import MAX_REPLY, Reply, fetch, history, paced, ticking
+from chatmill import agent
+from chatmill.agent import AgentCard, Policy
 from chatmill.common.v1 import Message, Role
 from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from chatmill.eval import v1
@@ -153,7 +155,7 @@ async def test_a_reply_that_fails_or_is_cut_off_is_kept_as_far_as_it_came(desk: 
     session = await desk.begin("ana", "everyday", "models/shop", "en")
     failed = await talked(desk, session, "busy")
     assert failed.status == "RESOURCE_EXHAUSTED"
-    assert "RESOURCE_EXHAUSTED" in shown.reply_text(failed, "zh")
+    assert "太忙" in shown.reply_text(failed, "zh")
     reply = Reply()
     question = [Message(role=Role.ROLE_USER, content="slow")]
     task = asyncio.create_task(fetch(desk.mesh.inference, session.model, question, [], "s", reply))
@@ -169,6 +171,60 @@ async def test_a_reply_that_fails_or_is_cut_off_is_kept_as_far_as_it_came(desk: 
             break
         await asyncio.sleep(0.01)
     assert mesh.inference.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        ("hang", "DEADLINE_EXCEEDED", "No sign of life"),
+        ("die", "UNAVAILABLE", "can't be reached"),
+        ("vanish", "DATA_LOSS", "broke off half-way"),
+        ("huge", "OUT_OF_RANGE", "longer than any chat"),
+    ],
+)
+async def test_a_reply_that_goes_wrong_is_kept_with_what_went_wrong(
+    desk: Desk, mesh: Mesh, words: str, status: str, told: str
+) -> None:
+    session = await desk.begin("ana", "everyday", "models/shop", "en")
+    reply, question = Reply(), [Message(role=Role.ROLE_USER, content=words)]
+    await fetch(desk.mesh.inference, session.model, question, [], "s", reply, patience=1.0)
+    kept = await desk.record(session.name, reply.turn(words, shown.ONE, ""))
+    assert (kept.status, kept.finish_reason) == (status, "")
+    assert kept.reply.content.startswith("x" * MAX_REPLY if words == "huge" else "Hello,")
+    assert len(kept.reply.content) <= MAX_REPLY
+    assert told in shown.reply_text(kept, "en")
+    if words in ("hang", "huge"):  # nobody waits for the rest
+        async with asyncio.timeout(20):
+            while not mesh.inference.cancelled:  # noqa: ASYNC110 - the fake has no event for it
+                await asyncio.sleep(0.01)
+
+
+async def test_a_hidden_model_stays_hidden_where_its_defects_are_listed(desk: Desk) -> None:
+    session = await desk.begin("ana", "promise-refund", "", "en")
+    turn = await talked(desk, session, "promise me a refund")
+    await desk.label(v1.HumanLabel(subject=turn.name, author="ana", error_classes=["invented_policy"]))
+    (defect,) = await desk.defects()
+    assert (defect.model, defect.revision) == ("", "")
+    await desk.label(v1.HumanLabel(subject=session.name, author="ana", form=v1.EndForm(broke_it=True, sent=True)))
+    assert {defect.model for defect in await desk.defects()} == {session.model}
+
+
+async def test_scores_count_the_replies_that_people_fault(desk: Desk) -> None:
+    session = await desk.begin("ana", "everyday", "models/shop", "en")
+    first, second = await talked(desk, session, "hello"), await talked(desk, session, "and?")
+    await desk.label(v1.HumanLabel(subject=first.name, author="ana", error_classes=["rude", "off_topic"]))
+    await desk.label(v1.HumanLabel(subject=second.name, author="ana", thumb=v1.Thumb.THUMB_UP))
+    (score,) = await desk.scores()
+    assert (score.flagged_count, score.reply_count, dict(score.errors)) == (1, 2, {"rude": 1, "off_topic": 1})
+
+
+async def test_the_card_that_a_recipe_left_is_shown(desk: Desk, mesh: Mesh) -> None:
+    assert (await desk.guide("en")).agent_name == ""
+    card = AgentCard("Mila", "Kettlemoor", "You are {name}.", policies=(Policy("p", "Free from 50 euros."),))
+    agent.write(card, mesh.config.left_card, head="from a test")
+    guide = await desk.guide("en")
+    assert (guide.agent_name, guide.agent_company) == ("Mila", "Kettlemoor")
+    assert list(guide.agent_policies) == ["Free from 50 euros."]
 
 
 async def test_without_a_mesh_calls_say_so(tmp_path: Any) -> None:

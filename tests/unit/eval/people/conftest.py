@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,36 +69,39 @@ def check(
 Evaluate = Callable[..., str]
 
 
+def put_evaluation(
+    store: Store, evaluation: str, trials: dict[str, Sequence[Sequence[CheckResult]]], arm: Any = "candidate"
+) -> str:
+    """Put a finished evaluation into a store: `{scenario: [checks of trial 0, of trial 1, ...]}`; returns its id."""
+    turn = {"expect": [{"type": "contains_any", "value": ["about"]}]}
+    scenarios = tuple(
+        scenario_from_mapping(
+            {
+                "schema": 1, "id": name, "kind": "happy", "title": f"About {name}", "policy": ["returns"],
+                "memory": {"facts": ["Customer: Ana."]}, "turns": [{"user": f"ask {name}", **turn}],
+            }
+        )
+        for name in trials
+    )  # fmt: skip
+    suite = Suite("shop", "1", scenarios)
+    spec = Spec(candidate=TargetSpec("models/shop"), suite="shop", policies={"returns": "30 days."})
+    store.create(evaluation, None, spec.to_json())
+    for name, checks in trials.items():
+        for number, found in enumerate(checks):
+            store.put_trial(evaluation, trial(Unit(arm, name, number, 0), found))
+    target = {"name": "shop", "model": "models/shop/versions/3", "revision": "r"}
+    store.update(
+        evaluation, state="succeeded", suite=suite.snapshot(), suite_id="shop", suite_digest=suite.digest,
+        grader="1", ended_at=5.0, targets={"candidate": target},
+    )  # fmt: skip
+    settle(store, evaluation)
+    return evaluation
+
+
 @pytest.fixture
 def evaluate(store: Store) -> Evaluate:
-    """Puts a finished evaluation into the store: `evaluate("e1", {scenario: [checks of trial 0, of trial 1, ...]})`."""
-
-    def make(evaluation: str, trials: dict[str, Sequence[Sequence[CheckResult]]], arm: Any = "candidate") -> str:
-        turn = {"expect": [{"type": "contains_any", "value": ["about"]}]}
-        scenarios = tuple(
-            scenario_from_mapping(
-                {
-                    "schema": 1, "id": name, "kind": "happy", "title": f"About {name}", "policy": ["returns"],
-                    "memory": {"facts": ["Customer: Ana."]}, "turns": [{"user": f"ask {name}", **turn}],
-                }
-            )
-            for name in trials
-        )  # fmt: skip
-        suite = Suite("shop", "1", scenarios)
-        spec = Spec(candidate=TargetSpec("models/shop"), suite="shop", policies={"returns": "30 days."})
-        store.create(evaluation, None, spec.to_json())
-        for name, checks in trials.items():
-            for number, found in enumerate(checks):
-                store.put_trial(evaluation, trial(Unit(arm, name, number, 0), found))
-        target = {"name": "shop", "model": "models/shop/versions/3", "revision": "r"}
-        store.update(
-            evaluation, state="succeeded", suite=suite.snapshot(), suite_id="shop", suite_digest=suite.digest,
-            grader="1", ended_at=5.0, targets={"candidate": target},
-        )  # fmt: skip
-        settle(store, evaluation)
-        return evaluation
-
-    return make
+    """`put_evaluation` into the store of the test."""
+    return partial(put_evaluation, store)
 
 
 def trial(unit: Unit, checks: Sequence[CheckResult]) -> Trial:
