@@ -203,7 +203,7 @@ async def test_a_blind_vote_tells_the_names(site: Site) -> None:
         await say(page, "hello", "#left")
         before = await page.content()
         assert "chatmill-tiny v1" not in before.partition('id="battle"')[2]
-        await page.click("#right .bot .message")
+        await page.locator("#right .bot").last.click()
         await page.wait_for_selector("#thumb", state="visible")
         await page.click("#thumb label:nth-of-type(2)")
         label = await site.kept("bo", lambda label: label.thumb == v1.Thumb.THUMB_DOWN)
