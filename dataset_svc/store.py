@@ -15,15 +15,15 @@ import os
 import shutil
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self, overload
 
 import numpy as np
 
-from chatmill.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from chatmill import disk
+from chatmill.errors import AlreadyExists, FailedPrecondition, NotFound
 from dataset_svc import manifest, rows
 from dataset_svc.dataset import Item
 from dataset_svc.manifest import Manifest
@@ -39,28 +39,6 @@ _RECORD = np.dtype(
 )
 _CREATING, _DELETED, _REPLACED = ".creating-", ".deleted-", ".replaced-"
 _LOCK = "lock"
-
-
-@contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turns a full or failing disk into one clear error; `what` says what was being written."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceExhausted(
-                f"the disk is full while writing {what}. Free some space (or set mesh.home to another disk) and start "
-                "again; nothing that existed before was touched.",
-                reason="DISK_FULL",
-                quota="disk",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise FailedPrecondition(
-                f"{what} can't be written ({os.strerror(error.errno)}). Give the service write permission there, or "
-                "set mesh.home to another folder.",
-                reason="HOME_NOT_WRITABLE",
-            ) from error
-        raise
 
 
 class Writer:
@@ -85,7 +63,7 @@ class Writer:
         self._finished = False
 
     def __enter__(self) -> Self:
-        with disk_errors(str(self._final)):
+        with disk.clear_errors(str(self._final), self._final.parent):
             self._temporary.mkdir(parents=True)
             lock = (self._temporary / _LOCK).open("wb")
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -125,7 +103,7 @@ class Writer:
         """
         seen, source = rows.encode(item)
         line = rows.line(seen, source)
-        with disk_errors(str(self._final)):
+        with disk.clear_errors(str(self._final), self._final.parent):
             if self._shard is None or self._offset + len(line) > SHARD_BYTES:
                 self._next_shard()
             assert self._shard is not None
@@ -163,7 +141,7 @@ class Writer:
             languages=tuple(self._languages),
             shards=tuple(self._shards),
         )
-        with disk_errors(str(self._final)):
+        with disk.clear_errors(str(self._final), self._final.parent):
             for file in self._files[1:]:
                 _to_disk(file)
             _write(self._temporary / STATISTICS, statistics)

@@ -2,27 +2,31 @@
 
 A job outlives whoever asked for it: clients only watch. What has been accepted is in the store, so a restart goes on
 with the queue; a job that was running when the service ended is FAILED and says where its checkpoint lies.
+
+While the disk is full, what became of a job can't be written. Whoever watches it is told at once, and the writing is
+tried again until there is room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import shutil
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from chatmill.errors import Aborted, ChatmillError, FailedPrecondition, Internal, InvalidArgument, Unavailable
+from chatmill import disk
+from chatmill.errors import Aborted, ChatmillError, FailedPrecondition, Internal, ResourceExhausted, Unavailable
+from factory_svc import acceptance
 from factory_svc.bases import Bases
-from factory_svc.entry import Entry, check_id
-from factory_svc.jobs import Event, Job, JobSpec, State
+from factory_svc.entry import Entry
+from factory_svc.jobs import Event, Job, JobSpec, State, left_behind
 from factory_svc.methods import METHODS
-from factory_svc.methods.parameters import check_parameters
 from factory_svc.prepare import Prepared, write_examples
 from factory_svc.process import WorkerProcess
 from factory_svc.registry import Registry
@@ -31,6 +35,10 @@ from factory_svc.sources import ItemSource
 from factory_svc.store import JobStore
 from factory_svc.task import Progress, TrainingOutcome, TrainingTask
 from factory_svc.worker import error_to_dict
+from factory_svc.workplace import EXAMPLES, Workplace
+
+ROOM_SECONDS = 2.0
+"""How often a job whose state can't be written for lack of room is tried again."""
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -45,11 +53,13 @@ class _Running:
         task: the coroutine that runs it.
         worker: its process, once there is one.
         stop: why it is to stop: `cancel`, `shutdown`, or empty.
+        unwritten: what its watchers are told while its state can't be written.
     """
 
     task: asyncio.Task[None]
     worker: WorkerProcess | None = None
     stop: str = ""
+    unwritten: ChatmillError | None = None
 
 
 class Factory:
@@ -76,7 +86,8 @@ class Factory:
         parallel: int = 1,
         grace: float = 30.0,
     ) -> None:
-        self._folder = home / "jobs"
+        self._home = home
+        self._workplace = Workplace(home)
         self._store = store
         self._registry = registry
         self._bases = bases
@@ -85,7 +96,7 @@ class Factory:
         self._grace = grace
         self._running: dict[str, _Running] = {}
         self._changed: dict[str, asyncio.Event] = {}
-        self._draining = False
+        self._draining = asyncio.Event()
         # One thread, so that the transactions of this process keep their order.
         self._thread = ThreadPoolExecutor(1, "factory-store")
 
@@ -93,9 +104,10 @@ class Factory:
         """Mark what an earlier process left unfinished, and go on with the queue."""
         for job in await self._db(self._store.unfinished):
             if job.state is State.RUNNING:
-                await self._finish(job.id, State.FAILED, error=_left_behind(job, self._checkpoints(job.id)))
+                await self._finish(job.id, State.FAILED, error=left_behind(job, self._workplace.checkpoints(job.id)))
             elif job.state is State.CANCELLING:
                 await self._finish(job.id, State.CANCELLED)
+        await asyncio.to_thread(self._workplace.tidy, ())
         await self._pump()
 
     async def submit(self, spec: JobSpec, request_id: str = "") -> Job:
@@ -112,10 +124,10 @@ class Factory:
             AlreadyExists: `request_id` was used for something else.
             Unavailable: the service is stopping, or the dataset service can't be reached.
         """
-        if self._draining:
+        if self._draining.is_set():
             raise Unavailable("The factory is stopping.", reason="DRAINING", retry_after=5.0)
         known = await self._db(self._store.by_request, request_id)
-        base = None if known else await self._check(spec)
+        base = None if known else await acceptance.check(spec, self._bases, self._items)
         job = Job(
             id=f"{spec.model_id}-{uuid.uuid4().hex[:8]}",
             spec=spec,
@@ -139,6 +151,7 @@ class Factory:
 
         Raises:
             Unavailable: the service is stopping; watch again with the last sequence number seen.
+            ResourceExhausted: the disk is full, so that nothing more can be kept of the job.
         """
         while True:
             changed = self._changed.setdefault(job_id, asyncio.Event())
@@ -153,7 +166,10 @@ class Factory:
             if ended:
                 self._changed.pop(job_id, None)
                 return
-            if self._draining:
+            running = self._running.get(job_id)
+            if running is not None and running.unwritten is not None:
+                raise running.unwritten
+            if self._draining.is_set():
                 raise Unavailable(
                     "The factory is stopping; watch again with the last sequence number seen.",
                     reason="DRAINING",
@@ -177,7 +193,7 @@ class Factory:
 
     async def drain(self) -> None:
         """Take no more jobs, and end all watches."""
-        self._draining = True
+        self._draining.set()
         for changed in self._changed.values():
             changed.set()
 
@@ -190,40 +206,11 @@ class Factory:
         self._thread.shutdown()
         self._store.close()
 
-    # ------------------------------------------------------------------------------------------------ accepting
-
-    async def _check(self, spec: JobSpec) -> Entry | None:
-        """Everything that can be known to be wrong before work starts; returns the base."""
-        check_id(spec.model_id, "spec.model_id")
-        method = METHODS.get(spec.method)
-        check_parameters(method.parameters, spec.parameters, field="spec.parameters")
-        if method.needs_base and not spec.base:
-            raise InvalidArgument.field("spec.base", f"the method {spec.method} needs a base model")
-        if not method.needs_base and spec.base:
-            raise InvalidArgument.field("spec.base", f"the method {spec.method} takes no base model; leave it empty")
-        dataset = await self._items.describe(spec.dataset)
-        if not dataset.training_items:
-            raise FailedPrecondition(
-                f"{spec.dataset} has no item in its training split. Lower its test_fraction or give it more data.",
-                reason="EMPTY_SPLIT",
-            )
-        if not spec.base:
-            return None
-        base = await asyncio.to_thread(self._bases.resolve, spec.base)
-        if method.kind != "prompt":
-            self._bases.location(base)
-        elif base.kind == "prompt":
-            raise FailedPrecondition(
-                f"{base.name} is a prompt already; name what it stands on, {base.base}, as the base.",
-                reason="NOT_A_BASE",
-            )
-        return base
-
     # -------------------------------------------------------------------------------------------------- running
 
     async def _pump(self) -> None:
         """Start queued jobs as far as there is room."""
-        if self._draining:
+        if self._draining.is_set():
             return
         waiting = [j for j in await self._db(self._store.unfinished) if j.state is State.QUEUED]
         for job in waiting[: max(0, self._parallel - len(self._running))]:
@@ -232,9 +219,11 @@ class Factory:
 
     async def _run(self, job_id: str) -> None:
         try:
-            job = await self._change(job_id, State.RUNNING)
-            await self._finish(job_id, State.SUCCEEDED, model=(await self._work(job)).name)
-            shutil.rmtree(self._folder / job_id, ignore_errors=True)
+            job = await self._once_there_is_room(job_id, lambda: self._change(job_id, State.RUNNING))
+            if job is None:
+                return
+            model = (await self._work(job)).name
+            await self._end(job_id, State.SUCCEEDED, model=model)
         except ChatmillError as error:
             await self._failed(job_id, error)
         except Exception as error:
@@ -242,12 +231,14 @@ class Factory:
             await self._failed(job_id, Internal(f"The training failed unexpectedly: {type(error).__name__}: {error}"))
         finally:
             del self._running[job_id]
+            await asyncio.to_thread(self._workplace.tidy, self._running)
             await self._pump()
 
     async def _work(self, job: Job) -> Entry:
-        folder = self._folder / job.id
-        folder.mkdir(parents=True, exist_ok=True)
-        prepared = await self._prepare(job, folder)
+        folder = self._workplace.folder(job.id)
+        with disk.clear_errors(str(folder), self._home):
+            folder.mkdir(parents=True, exist_ok=True)
+            prepared = await self._prepare(job, folder)
         base = self._registry.get(job.base_name) if job.base_name else None
         location, revision = self._location(job, base)
         task = TrainingTask(
@@ -259,7 +250,7 @@ class Factory:
             base_revision=revision,
             system_prompt=job.spec.system_prompt,
             seed=job.spec.seed,
-            checkpoints=self._checkpoints(job.id),
+            checkpoints=self._workplace.checkpoints(job.id),
         )
         outcome = await self._train(job, task, folder)
         await self._report(job.id, Progress(outcome.steps, outcome.steps, phase="registering"))
@@ -277,7 +268,7 @@ class Factory:
         await self._report(job.id, Progress(phase="reading the dataset"))
         dataset = await self._items.describe(job.spec.dataset)
         items = self._items.training_items(job.spec.dataset, job.spec.languages)
-        file = folder / "examples.jsonl"
+        file = folder / EXAMPLES
         prepared = await write_examples(job.spec, dataset, items, file, lambda: self._stop_if_asked(job.id))
         for text in prepared.warnings():
             await self._warn(job.id, text)
@@ -287,7 +278,8 @@ class Factory:
 
     async def _train(self, job: Job, task: TrainingTask, folder: Path) -> TrainingOutcome:
         self._stop_if_asked(job.id)
-        worker = await WorkerProcess.start(task, folder)
+        with disk.clear_errors(str(folder), self._home):
+            worker = await WorkerProcess.start(task, folder)
         running = self._running[job.id]
         running.worker = worker
         if running.stop:
@@ -307,12 +299,50 @@ class Factory:
 
     async def _failed(self, job_id: str, error: ChatmillError) -> None:
         stop = self._running[job_id].stop
+        if (await self.get(job_id)).state.final:  # cancelled at the moment in which it was to start
+            return
         if stop == "cancel":
-            await self._finish(job_id, State.CANCELLED)
+            await self._end(job_id, State.CANCELLED)
             return
         if stop == "shutdown":
-            error = _left_behind(await self.get(job_id), self._checkpoints(job_id))
-        await self._finish(job_id, State.FAILED, error=error)
+            error = left_behind(await self.get(job_id), self._workplace.checkpoints(job_id))
+        elif (written := self._workplace.log(job_id)) is not None and str(written) not in error.message:
+            error.message += f" The log of the training is {written}."
+        await self._end(job_id, State.FAILED, error=error)
+
+    async def _end(self, job_id: str, state: State, *, model: str = "", error: ChatmillError | None = None) -> None:
+        """Tidy up, and write how the job ended."""
+        tidy = self._workplace.keep_evidence if state is State.FAILED else self._workplace.clear
+        await asyncio.to_thread(tidy, job_id)
+        await self._once_there_is_room(job_id, lambda: self._finish(job_id, state, model=model, error=error), error)
+
+    async def _once_there_is_room(
+        self, job_id: str, write: Callable[[], Awaitable[Job]], told: ChatmillError | None = None
+    ) -> Job | None:
+        """Do `write`, again and again while the disk is full; None if the service stopped before there was room.
+
+        Args:
+            job_id: whose state is written.
+            write: writes it.
+            told: what the job's watchers hear meanwhile; that the disk is full without it.
+        """
+        running = self._running[job_id]
+        while True:
+            try:
+                job = await write()
+            except ResourceExhausted as full:
+                if running.unwritten is None:
+                    log.error(
+                        "the state of a job can't be written: %s", full.message, extra={"fields": {"job": job_id}}
+                    )
+                running.unwritten = told or full
+                self._notify(job_id)
+            else:
+                running.unwritten = None
+                return job
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), ROOM_SECONDS)
+                return None
 
     def _stop(self, job_id: str, why: str) -> None:
         running = self._running.get(job_id)
@@ -326,9 +356,6 @@ class Factory:
     def _stop_if_asked(self, job_id: str) -> None:
         if self._running[job_id].stop:
             raise Aborted(f"trainingJobs/{job_id} was stopped.", reason="INTERRUPTED")
-
-    def _checkpoints(self, job_id: str) -> Path:
-        return self._folder / job_id / "checkpoints"
 
     # ------------------------------------------------------------------------------------------------ telling
 
@@ -359,14 +386,3 @@ class Factory:
 
     async def _db(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
-
-
-def _left_behind(job: Job, checkpoints: Path) -> ChatmillError:
-    """Why a job that was running when the service ended is FAILED, and what is left of it."""
-    at = f" at step {job.progress['step']} of {job.progress['total_steps']}" if job.progress.get("total_steps") else ""
-    saved = f" A checkpoint lies in {checkpoints}." if any(checkpoints.glob("checkpoint-*")) else ""
-    return Aborted(
-        f"The factory was stopped while {job.name} was running{at}.{saved} Train again to redo it.",
-        reason="INTERRUPTED",
-        metadata={"checkpoints": str(checkpoints)} if saved else {},
-    )

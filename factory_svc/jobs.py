@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-from chatmill.errors import FailedPrecondition
+from chatmill.errors import Aborted, FailedPrecondition
 from factory_svc.examples import ToolMessages
 
 
@@ -156,3 +157,14 @@ class Event:
     time: datetime
     kind: EventKind
     payload: dict[str, Any]
+
+
+def left_behind(job: Job, checkpoints: Path) -> Aborted:
+    """Why a job that was running when the service ended is FAILED, and what is left of it in `checkpoints`."""
+    at = f" at step {job.progress['step']} of {job.progress['total_steps']}" if job.progress.get("total_steps") else ""
+    saved = f" A checkpoint lies in {checkpoints}." if any(checkpoints.glob("checkpoint-*")) else ""
+    return Aborted(
+        f"The factory was stopped while {job.name} was running{at}.{saved} Train again to redo it.",
+        reason="INTERRUPTED",
+        metadata={"checkpoints": str(checkpoints)} if saved else {},
+    )

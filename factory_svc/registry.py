@@ -8,7 +8,6 @@ and remember where they pointed. The registry knows neither jobs nor how models 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from chatmill.errors import InvalidArgument, NotFound, ResourceExhausted
+from chatmill import disk
+from chatmill.errors import InvalidArgument, NotFound
 from chatmill.plugins import nearest
 from factory_svc.digests import verify
 from factory_svc.entry import (
@@ -365,22 +365,18 @@ def _make_way(target: Path) -> None:
 
 
 def _replace_file(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        raise ResourceExhausted(
-            f"{path} can't be written: {error.strerror} ({free / 2**20:.0f} MiB free). It is as it was before.",
-            reason="DISK_FULL",
-            quota="disk",
-        ) from error
+    with disk.clear_errors(str(path), path.parent):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def _now() -> datetime:

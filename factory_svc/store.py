@@ -15,7 +15,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from chatmill.errors import AlreadyExists, FailedPrecondition, NotFound, ResourceExhausted
+from chatmill import disk
+from chatmill.errors import AlreadyExists, FailedPrecondition, NotFound
 from factory_svc.jobs import Event, EventKind, Job, JobSpec, State, check_transition
 
 _metadata = sa.MetaData()
@@ -216,18 +217,8 @@ class JobStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.begin() as db:
-                yield db
-        except sa.exc.OperationalError as error:
-            if "disk is full" not in str(error.orig):
-                raise
-            raise ResourceExhausted(
-                "The disk is full: the job database can't be written. Free some space and try again; "
-                "what existed before is unchanged.",
-                reason="DISK_FULL",
-                quota="disk",
-            ) from error
+        with disk.clear_errors("the job database"), self._engine.begin() as db:
+            yield db
 
 
 def _sqlite_settings(connection: Any, _: Any) -> None:

@@ -7,7 +7,7 @@ call it in their own process. It knows methods only through their Protocol, and 
 from __future__ import annotations
 
 import dataclasses
-import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from chatmill.errors import AlreadyExists, ChatmillError, InvalidArgument, ResourceExhausted
+from chatmill import disk
+from chatmill.errors import AlreadyExists, ChatmillError, InvalidArgument
 from factory_svc.environment import describe_environment
 from factory_svc.loop import SftLoop, tidy_checkpoints
 from factory_svc.methods import METHODS
@@ -26,6 +27,8 @@ __all__ = ["train"]
 
 # Read once, when huggingface_hub is imported, which happens later: nothing here reports to anybody.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# It warns at import that it found no package with which to fetch a compiled kernel from the hub. We never want that.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _silent(_: Progress) -> None:
@@ -56,7 +59,10 @@ def train(task: TrainingTask, report: Report = _silent, should_stop: ShouldStop 
         raise AlreadyExists(f"{task.output} exists; a finished model is never overwritten.", reason="OUTPUT_EXISTS")
     conversations = read_conversations(task)
     try:
-        with _disk_full_is_clear(task.output), _folder_in_waiting(task.output) as (folder, finish):
+        with (
+            disk.clear_errors(str(task.output), task.output.parent),
+            _folder_in_waiting(task.output) as (folder, finish),
+        ):
             loop = SftLoop(report, should_stop)
             outcome = method.run(task, parameters, conversations, folder, loop)
             report(Progress(step=outcome.steps, total_steps=outcome.steps, phase="saving"))
@@ -86,31 +92,3 @@ def _folder_in_waiting(output: Path) -> Iterator[tuple[Path, Callable[[], None]]
         yield folder, finish
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _disk_full_is_clear(output: Path) -> Iterator[None]:
-    """One clear line for a full disk, which libraries report in several ways."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_disk_full(error):
-            raise
-        free = shutil.disk_usage(output.parent).free if output.parent.exists() else 0
-        raise ResourceExhausted(
-            f"The disk is full: writing beside {output} failed; {free / 2**20:.1f} MiB are free. "
-            "Free some space and start the training again; what existed before is unchanged.",
-            reason="DISK_FULL",
-            quota="disk",
-        ) from error
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        # safetensors (Rust) and torch.save report it as text only.
-        if any(mark in str(error) for mark in ("No space left on device", "StorageFull", "unexpected pos")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

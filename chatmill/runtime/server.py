@@ -31,6 +31,7 @@ import prometheus_client
 from grpc_reflection.v1alpha import reflection
 
 from chatmill import config as configuration
+from chatmill import disk
 from chatmill.config import Config, Mesh
 from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument
 from chatmill.runtime import authentication, endpoint, identity, middleware, security, telemetry, validation
@@ -342,14 +343,17 @@ def main(name: str, build: Build, argv: Sequence[str] | None = None) -> int:
         host, port = config.address(name)
         security.check_bind(name, host, config.mesh.security)
         check_free(name, host, port)  # before `build`, which may open stores that the other process holds
+        disk.check_writable(config.home)
         await serve(await build(config), config)
 
     try:
         config = parse(name, argv)
         telemetry.setup_logging(config.mesh, name)
-        asyncio.run(run(config))
+        with disk.clear_errors(str(config.home), config.home):
+            asyncio.run(run(config))
     except ChatmillError as error:
-        print(f"{name}: {error.message}", file=sys.stderr)  # noqa: T201 - the one line that says why it did not start
+        with contextlib.suppress(OSError):  # our output may be a file on the very disk that is full
+            print(f"{name}: {error.message}", file=sys.stderr)  # noqa: T201 - the one line that says why it ended
         return 2
     finally:
         gc.freeze()  # else the interpreter's end looks through all that torch and transformers loaded, for seconds

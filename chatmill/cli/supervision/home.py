@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chatmill import disk
 from chatmill.errors import FailedPrecondition
 
 LOG_BYTES = 20 * 1024 * 1024
@@ -24,9 +25,10 @@ def occupied(home: Path, by: str) -> Iterator[None]:
         by: the command, for the message that another one gets.
 
     Raises:
-        FailedPrecondition: reason `HOME_IN_USE`; another mesh runs in this home.
-        OSError: the folder can't be made or written.
+        FailedPrecondition: reason `HOME_IN_USE`; another mesh runs in this home. Reason `HOME_NOT_WRITABLE`.
+        ResourceExhausted: reason `DISK_FULL`; there is too little room for a mesh to start.
     """
+    disk.check_room(home)
     path = home / "run" / "mesh.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from chatmill import disk
 from chatmill.cli.supervision.process import Part, ServiceProcess
 from chatmill.config import Config
-from chatmill.errors import ChatmillError, Unavailable
+from chatmill.errors import ChatmillError, ResourceExhausted, Unavailable
 from chatmill.runtime import endpoint
 
 LIMIT = 5
@@ -105,6 +106,7 @@ class Supervisor:
 
         Raises:
             Unavailable: one ended or hung instead; its last words are in the message. The others have been stopped.
+            ResourceExhausted: reason `DISK_FULL`; that was why.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -151,7 +153,8 @@ class Supervisor:
 
     async def _start(self, process: ServiceProcess) -> None:
         began = time.monotonic()
-        await process.start()
+        with disk.clear_errors(str(process.log), self._config.home):
+            await process.start()
         ended = asyncio.create_task(process.wait())
         ready = asyncio.create_task(self._until_ready(process))
         try:
@@ -161,8 +164,8 @@ class Supervisor:
                 self._listener.ready(process.part, time.monotonic() - began)
                 return
             if ended.done():
-                raise Unavailable(_report(process, f"ended with code {ended.result()} while starting"))
-            raise Unavailable(_report(process, f"was not ready after {self._patience.start:.0f} s"))
+                raise self._error(process, f"ended with code {ended.result()} while starting")
+            raise self._error(process, f"was not ready after {self._patience.start:.0f} s")
         finally:
             for task in (ended, ready):
                 task.cancel()
@@ -194,15 +197,25 @@ class Supervisor:
                 deaths.popleft()
             if len(deaths) >= self._patience.limit:
                 times = f"died {len(deaths)} times within {self._patience.window:.0f} s, last with code {code}"
-                self._fail(Unavailable(_report(process, times)))
+                self._fail(self._error(process, times))
                 return
             delay = self._patience.first_delay * 2 ** (len(deaths) - 1)
             self._listener.died(process.part, code, process.last_words(), delay)
             await asyncio.sleep(delay)
-            with contextlib.suppress(Unavailable):  # it ended or hung while starting: that is one more death
+            # a start that fails is one more death
+            with contextlib.suppress(Unavailable, ResourceExhausted):
                 await self._start(process)
                 continue
             process.kill()
+
+    def _error(self, process: ServiceProcess, what: str) -> ChatmillError:
+        """Why the mesh ends: the service's last words, or the full disk that kept it from saying any."""
+        what = f"{process.part.name} {what}"
+        if disk.free(self._config.home) < disk.PROBE:
+            return disk.full(f"{self._config.home} ({what})", self._config.home)
+        lines = process.last_words()
+        said = "\n".join(f"    {line}" for line in lines) if lines else "    (it wrote nothing)"
+        return Unavailable(f"{what}. The end of its log, {process.log}:\n{said}")
 
     def _fail(self, error: ChatmillError) -> None:
         if not self._failed.done():
@@ -216,9 +229,3 @@ async def _listens(part: Part) -> bool:
         return False
     writer.close()
     return True
-
-
-def _report(process: ServiceProcess, what: str) -> str:
-    lines = process.last_words()
-    said = "\n".join(f"    {line}" for line in lines) if lines else "    (it wrote nothing)"
-    return f"{process.part.name} {what}. The end of its log, {process.log}:\n{said}"

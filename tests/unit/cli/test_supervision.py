@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from chatmill import disk
 from chatmill.cli.supervision import home as homes
 from chatmill.cli.supervision import parts
 from chatmill.cli.supervision.memory import MemoryWatch
 from chatmill.cli.supervision.process import Part, ServiceProcess
 from chatmill.cli.supervision.supervisor import Patience, Supervisor
 from chatmill.config import Config
-from chatmill.errors import FailedPrecondition, Unavailable
+from chatmill.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from chatmill.runtime.testing import local_config
 
 STUBBORN = (
@@ -76,6 +77,19 @@ async def test_a_service_that_hangs_while_starting_is_given_up(dummies: Path) ->
     assert supervisor.pids["dataset"]
     with pytest.raises(ProcessLookupError):
         os.kill(supervisor.pids["dataset"], 0)
+
+
+async def test_a_service_that_ends_on_a_full_disk_can_not_say_so_and_the_mesh_does(
+    dummies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dummies / "dataset_svc" / "__main__.py").write_text("raise SystemExit(2)\n", encoding="utf-8")
+    config = local_config(dummies / "home")
+    supervisor = Supervisor(*one(config), config, Notes())
+    monkeypatch.setattr(disk, "free", lambda _: 0)
+    with pytest.raises(ResourceExhausted, match=r"The disk is full: .*home \(dataset ended with code 2") as caught:
+        await supervisor.start()
+    assert "Free some space" in caught.value.message
+    assert "\n" not in caught.value.message
 
 
 async def test_a_process_that_ignores_the_request_is_killed_with_its_children(dummies: Path) -> None:

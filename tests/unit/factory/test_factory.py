@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from chatmill import disk
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from factory_svc.bases import Bases
 from factory_svc.examples import Item, Turn
 from factory_svc.factory import Factory
@@ -262,6 +263,75 @@ async def test_a_language_that_nobody_speaks_fails_with_the_reason(factory: Fact
     assert failed.error is not None
     assert failed.error["reason"] == "NOTHING_TO_TRAIN"
     assert "(fr)" in failed.error["message"]
+
+
+@pytest.mark.parametrize("full", [State.RUNNING, State.SUCCEEDED])
+async def test_while_the_disk_is_full_watchers_are_told_and_the_job_goes_on_afterwards(
+    tmp_path: Path,
+    registry: Registry,
+    bases: Bases,
+    source: FakeSource,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    full: State,
+) -> None:
+    class SmallDisk(JobStore):
+        room = False
+
+        def change(self, job_id: str, state: State, **more: Any) -> Job:
+            if state is full and not self.room:
+                raise disk.full("the job database")
+            return super().change(job_id, state, **more)
+
+    monkeypatch.setattr("factory_svc.factory.ROOM_SECONDS", 0.01)
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    store = SmallDisk(f"sqlite:///{home}/factory.sqlite")
+    factory = Factory(home, store, registry, bases, source)
+    await factory.start()
+    job = await factory.submit(_prompt(base))
+    with pytest.raises(ResourceExhausted, match="The disk is full"):
+        await _all(factory, job)
+    store.room = True
+    while (running := factory._running.get(job.id)) and running.unwritten:  # noqa: ASYNC110 - no event tells of it
+        await asyncio.sleep(0.01)
+    events = await _all(factory, job)
+    assert [e.payload["state"] for e in events if e.kind is EventKind.STATE] == ["QUEUED", "RUNNING", "SUCCEEDED"]
+    assert registry.get((await factory.get(job.id)).model).model_id == "shop"
+
+    store.room = False
+    stuck = await factory.submit(_prompt(base))
+    with pytest.raises(ResourceExhausted):
+        await _all(factory, stuck)
+    await asyncio.wait_for(factory.close(), 5)
+
+
+@pytest.mark.slow
+async def test_a_failed_job_keeps_what_tells_why_and_nothing_else(
+    tmp_path: Path, registry: Registry, bases: Bases, source: FakeSource, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory_svc.workplace.KEPT", 2)
+    home = tmp_path / "home"
+    factory = Factory(home, JobStore.in_folder(home), registry, bases, source)
+    await factory.start()
+    for left in ("old", "older"):
+        (home / "jobs" / left).mkdir(parents=True)
+        os.utime(home / "jobs" / left, (1, 1))
+    good = await factory.submit(_prompt(base))
+    await _all(factory, good)
+    assert not (home / "jobs" / good.id).exists()
+    bad = await factory.submit(_prompt(base, method="lora", parameters={"max_length": 8, "max_steps": 1}))
+    await _all(factory, bad)
+    failed = await factory.get(bad.id)
+    assert failed.state is State.FAILED
+    kept = home / "jobs" / bad.id
+    assert not (kept / "examples.jsonl").exists()
+    assert (kept / "task.json").is_file()
+    assert failed.error is not None
+    log = kept / "worker.log"
+    assert (str(log) in failed.error["message"]) == bool(log.stat().st_size)
+    await factory.close()
+    assert len(list((home / "jobs").iterdir())) == 2
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_registry_and_files_as_they_were(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(ResourceExhausted, match="as it was before"):
+        with pytest.raises(ResourceExhausted, match="what existed before is unchanged"):
             registry.add(_entry(kind="adapter", artifacts=list_artifacts(files, ".")), files)
     assert registry.path.read_bytes() == before
     assert (files / "x.safetensors").read_bytes() == b"weights"
