@@ -34,7 +34,9 @@ def load_model(base: str, revision: str | None = None, *, quantisation: Any = No
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # it would fill the worker's log; our progress says that it loads
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if cuda or quantisation is not None else torch.float32
     return _guarded(

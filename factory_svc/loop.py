@@ -244,7 +244,7 @@ def _arguments(task: TrainingTask, parameters: GradientParameters, precision: st
         remove_unused_columns=False,
         train_sampling_strategy="group_by_length" if parameters.group_by_length else "random",
         length_column_name="length",
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         bf16=precision == "bf16",
         use_cpu=not torch.cuda.is_available(),
         logging_steps=parameters.progress_steps,

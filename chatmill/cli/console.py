@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from chatmill.recipe.observer import Progress as StepProgress
 from chatmill.recipe.observer import StepResult
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 PLAIN_WIDTH = 200
 SECONDS_BETWEEN_LINES = 10.0
@@ -42,6 +45,14 @@ def table(*columns: str, title: str | None = None) -> Table:
     for name in columns:
         made.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
     return made
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message of the contract as data, its fields named as in the contract."""
+    from google.protobuf.json_format import MessageToDict
+
+    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
+    return found
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatmill.cli import settings
 
@@ -77,13 +77,13 @@ def _name(text: str) -> str:
 
 async def _list(arguments: argparse.Namespace, mesh: Mesh) -> None:
     from chatmill import paging
-    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.cli.console import plain, print_json, stdout, table
     from chatmill.dataset.v1 import ListDatasetsRequest
 
     pages = paging.every(mesh.datasets.ListDatasets, ListDatasetsRequest(page_size=200))
     datasets = [one async for page in pages for one in page.datasets]
     if arguments.json:
-        print_json([_plain(dataset) for dataset in datasets])
+        print_json([plain(dataset) for dataset in datasets])
         return
     made = table("dataset", "class", "train>", "test>", "left out>", "made", "source")
     for dataset in datasets:
@@ -102,12 +102,12 @@ def _sizes(dataset: Dataset) -> tuple[int, int]:
 
 
 async def _show(arguments: argparse.Namespace, mesh: Mesh) -> None:
-    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.cli.console import plain, print_json, stdout, table
     from chatmill.dataset.v1 import GetDatasetRequest
 
     dataset = (await mesh.datasets.GetDataset(GetDatasetRequest(name=_name(arguments.dataset)))).dataset
     if arguments.json:
-        print_json(_plain(dataset))
+        print_json(plain(dataset))
         return
     train, test = _sizes(dataset)
     made = table("", "")
@@ -123,14 +123,14 @@ async def _show(arguments: argparse.Namespace, mesh: Mesh) -> None:
 
 
 async def _stats(arguments: argparse.Namespace, mesh: Mesh) -> None:
-    from chatmill.cli.console import print_json, stdout
+    from chatmill.cli.console import plain, print_json, stdout
     from chatmill.dataset.v1 import GetStatisticsRequest
 
     tokenizer = str(arguments.tokenizer.absolute()) if arguments.tokenizer else ""
     request = GetStatisticsRequest(dataset=_name(arguments.dataset), tokenizer=tokenizer)
     seen = (await mesh.datasets.GetStatistics(request)).statistics
     if arguments.json:
-        print_json(_plain(seen))
+        print_json(plain(seen))
         return
     console = stdout()
     console.print(_lengths(seen))
@@ -198,7 +198,7 @@ def _counts(values: Iterable[ValueCount], empty: str = "none") -> str:
 async def _items(arguments: argparse.Namespace, mesh: Mesh) -> None:
     import json
 
-    from chatmill.cli.console import stdout
+    from chatmill.cli.console import plain, stdout
     from chatmill.dataset.v1 import StreamItemsRequest
 
     request = StreamItemsRequest(
@@ -212,7 +212,7 @@ async def _items(arguments: argparse.Namespace, mesh: Mesh) -> None:
     async for response in mesh.datasets.StreamItems(request):
         for item in response.items:
             if arguments.json:
-                print(json.dumps(_plain(item), ensure_ascii=False))
+                print(json.dumps(plain(item), ensure_ascii=False))
             else:
                 for line in _conversation(item):
                     console.print(line)
@@ -230,9 +230,3 @@ def _conversation(item: Item) -> list[str]:
         calls = "".join(f" [{call.name} {call.arguments_json}]" for call in message.tool_calls)
         lines.append(f"    {ROLES.get(message.role, '?'):<9}{message.content}{calls}{mark}")
     return [*lines, ""]
-
-
-def _plain(message: Any) -> Any:
-    from google.protobuf.json_format import MessageToDict
-
-    return MessageToDict(message, preserving_proto_field_name=True)

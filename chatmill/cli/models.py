@@ -60,13 +60,13 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 async def _list(arguments: argparse.Namespace, mesh: Mesh) -> None:
     from chatmill import paging
-    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.cli.console import plain, print_json, stdout, table
     from chatmill.factory.v1 import ListModelsRequest
 
     pages = paging.every(mesh.registry.ListModels, ListModelsRequest(page_size=200))
     models = [one async for page in pages for one in page.models]
     if arguments.json:
-        print_json([_plain(model) for model in models])
+        print_json([plain(model) for model in models])
         return
     made = table("model", "kind", "base", "made", "pass rate>", "verdict", "aliases")
     for model in models:
@@ -96,13 +96,13 @@ def _rate(record: EvaluationRecord) -> str:
 
 
 async def _show(arguments: argparse.Namespace, mesh: Mesh) -> None:
-    from chatmill.cli.console import print_json, stdout, table
+    from chatmill.cli.console import plain, print_json, stdout, table
     from chatmill.factory.v1 import GetModelRequest
     from chatmill.recipe.reading import model_name
 
     model = (await mesh.registry.GetModel(GetModelRequest(name=model_name(arguments.model)))).model
     if arguments.json:
-        print_json(_plain(model))
+        print_json(plain(model))
         return
     console = stdout()
     made = table("", "")
@@ -158,9 +158,3 @@ async def _alias(arguments: argparse.Namespace, mesh: Mesh) -> None:
     request = SetAliasRequest(model=model.name, alias=arguments.alias, reason=arguments.reason)
     answer = await mesh.registry.SetAlias(request)
     print(f"{arguments.alias} -> {answer.model.name}" + (f" (before: {answer.previous})" if answer.previous else ""))
-
-
-def _plain(message: Any) -> Any:
-    from google.protobuf.json_format import MessageToDict
-
-    return MessageToDict(message, preserving_proto_field_name=True)

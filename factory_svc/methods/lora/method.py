@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,10 @@ def adapt(model: Any, parameters: LoraParameters) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks for a property of transformers by its old name, which is nothing that a user could mend.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            return get_peft_model(model, config)
     except ValueError as error:
         raise InvalidArgument.field("parameters.target_modules", str(error).splitlines()[0]) from None
 
