@@ -16,6 +16,7 @@ import logging
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -128,7 +129,7 @@ def parse_parameters(cls: type[P], values: Mapping[str, Any], *, field: str = "p
     """
     if not dataclasses.is_dataclass(cls):
         raise TypeError(f"{cls!r} is not a dataclass")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     violations: list[FieldViolation] = []
     checked: dict[str, Any] = {}
@@ -152,6 +153,12 @@ def parse_parameters(cls: type[P], values: Mapping[str, Any], *, field: str = "p
         except ValueError as error:
             violations.append(FieldViolation(field, str(error)))
     raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in violations), violations=violations)
+
+
+@lru_cache(maxsize=1024)
+def _hints(cls: type[Any]) -> Mapping[str, Any]:
+    """Types of the fields; a suite asks for those of the same few classes thousands of times."""
+    return typing.get_type_hints(cls)
 
 
 def _coerce(hint: Any, value: Any, field: str) -> Any:

@@ -267,3 +267,9 @@ def test_tags_select_and_an_unknown_tag_is_refused(suite_folder: Path) -> None:
 def test_a_scenario_that_checks_nothing_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="checks nothing"):
         scenario_from_mapping({"schema": 1, "id": "x", "kind": "happy", "turns": [{"user": "hi"}]})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 50_000, "- " * 5_000 + "a", "? " * 3_000, "a: \ud800"])
+def test_what_is_nested_without_end_is_refused_and_ends_nothing(text: str) -> None:
+    with pytest.raises(InvalidArgument, match="not valid YAML"):
+        parse(text, "f.yaml")
