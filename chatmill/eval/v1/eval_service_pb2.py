@@ -27,7 +27,7 @@ from chatmill.eval.v1 import evaluation_pb2 as chatmill_dot_eval_dot_v1_dot_eval
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#chatmill/eval/v1/eval_service.proto\x12\x10\x63hatmill.eval.v1\x1a\x1c\x63hatmill/common/v1/job.proto\x1a!chatmill/eval/v1/evaluation.proto\x1a\x1fgoogle/api/field_behavior.proto\"v\n\x14RunEvaluationRequest\x12\x33\n\x04spec\x18\x01 \x01(\x0b\x32 .chatmill.eval.v1.EvaluationSpecB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x8a\x01\n\x15RunEvaluationResponse\x12\x32\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.EvaluationH\x00\x12\x32\n\x05\x65vent\x18\x02 \x01(\x0b\x32!.chatmill.eval.v1.EvaluationEventH\x00\x42\t\n\x07payload\"C\n\x16WatchEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"K\n\x17WatchEvaluationResponse\x12\x30\n\x05\x65vent\x18\x01 \x01(\x0b\x32!.chatmill.eval.v1.EvaluationEvent\")\n\x14GetEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"I\n\x15GetEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\"l\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.chatmill.common.v1.JobState\"e\n\x17ListEvaluationsResponse\x12\x31\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x17\x43\x61ncelEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"L\n\x18\x43\x61ncelEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\"J\n\x19\x43ompareEvaluationsRequest\x12\x16\n\tcandidate\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x15\n\x08\x62\x61seline\x18\x02 \x01(\tB\x03\xe0\x41\x02\"\xa5\x01\n\x1a\x43ompareEvaluationsResponse\x12\x30\n\ncomparison\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Comparison\x12*\n\tcandidate\x18\x02 \x01(\x0b\x32\x17.chatmill.eval.v1.Score\x12)\n\x08\x62\x61seline\x18\x03 \x01(\x0b\x32\x17.chatmill.eval.v1.Score\"#\n\x0eRescoreRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"Z\n\x0fRescoreResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\x12\x15\n\rchanged_count\x18\x02 \x01(\x05\"]\n\x13\x45xportReportRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.chatmill.eval.v1.ReportFormatB\x03\xe0\x41\x02\"\'\n\x14\x45xportReportResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"\x13\n\x11ListSuitesRequest\"=\n\x12ListSuitesResponse\x12\'\n\x06suites\x18\x01 \x03(\x0b\x32\x17.chatmill.eval.v1.Suite*w\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x01\x12\x17\n\x13REPORT_FORMAT_JUNIT\x10\x02\x12\x17\n\x13REPORT_FORMAT_JSONL\x10\x03\x32\x8b\x07\n\x0b\x45valService\x12\x62\n\rRunEvaluation\x12&.chatmill.eval.v1.RunEvaluationRequest\x1a\'.chatmill.eval.v1.RunEvaluationResponse0\x01\x12h\n\x0fWatchEvaluation\x12(.chatmill.eval.v1.WatchEvaluationRequest\x1a).chatmill.eval.v1.WatchEvaluationResponse0\x01\x12`\n\rGetEvaluation\x12&.chatmill.eval.v1.GetEvaluationRequest\x1a\'.chatmill.eval.v1.GetEvaluationResponse\x12\x66\n\x0fListEvaluations\x12(.chatmill.eval.v1.ListEvaluationsRequest\x1a).chatmill.eval.v1.ListEvaluationsResponse\x12i\n\x10\x43\x61ncelEvaluation\x12).chatmill.eval.v1.CancelEvaluationRequest\x1a*.chatmill.eval.v1.CancelEvaluationResponse\x12o\n\x12\x43ompareEvaluations\x12+.chatmill.eval.v1.CompareEvaluationsRequest\x1a,.chatmill.eval.v1.CompareEvaluationsResponse\x12N\n\x07Rescore\x12 .chatmill.eval.v1.RescoreRequest\x1a!.chatmill.eval.v1.RescoreResponse\x12_\n\x0c\x45xportReport\x12%.chatmill.eval.v1.ExportReportRequest\x1a&.chatmill.eval.v1.ExportReportResponse0\x01\x12W\n\nListSuites\x12#.chatmill.eval.v1.ListSuitesRequest\x1a$.chatmill.eval.v1.ListSuitesResponseB)\n\x13\x61i.chatmill.eval.v1B\x10\x45valServiceProtoP\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#chatmill/eval/v1/eval_service.proto\x12\x10\x63hatmill.eval.v1\x1a\x1c\x63hatmill/common/v1/job.proto\x1a!chatmill/eval/v1/evaluation.proto\x1a\x1fgoogle/api/field_behavior.proto\"v\n\x14RunEvaluationRequest\x12\x33\n\x04spec\x18\x01 \x01(\x0b\x32 .chatmill.eval.v1.EvaluationSpecB\x03\xe0\x41\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x8a\x01\n\x15RunEvaluationResponse\x12\x32\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.EvaluationH\x00\x12\x32\n\x05\x65vent\x18\x02 \x01(\x0b\x32!.chatmill.eval.v1.EvaluationEventH\x00\x42\t\n\x07payload\"C\n\x16WatchEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"K\n\x17WatchEvaluationResponse\x12\x30\n\x05\x65vent\x18\x01 \x01(\x0b\x32!.chatmill.eval.v1.EvaluationEvent\")\n\x14GetEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"I\n\x15GetEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\"l\n\x16ListEvaluationsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x05state\x18\x03 \x01(\x0e\x32\x1c.chatmill.common.v1.JobState\"e\n\x17ListEvaluationsResponse\x12\x31\n\x0b\x65valuations\x18\x01 \x03(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\",\n\x17ResumeEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"L\n\x18ResumeEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\",\n\x17\x43\x61ncelEvaluationRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"L\n\x18\x43\x61ncelEvaluationResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\"J\n\x19\x43ompareEvaluationsRequest\x12\x16\n\tcandidate\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x15\n\x08\x62\x61seline\x18\x02 \x01(\tB\x03\xe0\x41\x02\"\xa5\x01\n\x1a\x43ompareEvaluationsResponse\x12\x30\n\ncomparison\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Comparison\x12*\n\tcandidate\x18\x02 \x01(\x0b\x32\x17.chatmill.eval.v1.Score\x12)\n\x08\x62\x61seline\x18\x03 \x01(\x0b\x32\x17.chatmill.eval.v1.Score\"#\n\x0eRescoreRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\"Z\n\x0fRescoreResponse\x12\x30\n\nevaluation\x18\x01 \x01(\x0b\x32\x1c.chatmill.eval.v1.Evaluation\x12\x15\n\rchanged_count\x18\x02 \x01(\x05\"]\n\x13\x45xportReportRequest\x12\x11\n\x04name\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x33\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x1e.chatmill.eval.v1.ReportFormatB\x03\xe0\x41\x02\"\'\n\x14\x45xportReportResponse\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"|\n\x15\x44raftScenariosRequest\x12\x14\n\x07\x64\x61taset\x18\x01 \x01(\tB\x03\xe0\x41\x02\x12\x19\n\x11max_conversations\x18\x02 \x01(\x05\x12\x0c\n\x04seed\x18\x03 \x01(\x03\x12\x16\n\tmax_turns\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\x0c\n\n_max_turns\"X\n\x16\x44raftScenariosResponse\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\x10\n\x08scenario\x18\x02 \x01(\t\x12\x0c\n\x04yaml\x18\x03 \x01(\t\x12\x10\n\x08left_out\x18\x04 \x01(\t\"\x13\n\x11ListSuitesRequest\"=\n\x12ListSuitesResponse\x12\'\n\x06suites\x18\x01 \x03(\x0b\x32\x17.chatmill.eval.v1.Suite*w\n\x0cReportFormat\x12\x1d\n\x19REPORT_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12REPORT_FORMAT_HTML\x10\x01\x12\x17\n\x13REPORT_FORMAT_JUNIT\x10\x02\x12\x17\n\x13REPORT_FORMAT_JSONL\x10\x03\x32\xdd\x08\n\x0b\x45valService\x12\x62\n\rRunEvaluation\x12&.chatmill.eval.v1.RunEvaluationRequest\x1a\'.chatmill.eval.v1.RunEvaluationResponse0\x01\x12h\n\x0fWatchEvaluation\x12(.chatmill.eval.v1.WatchEvaluationRequest\x1a).chatmill.eval.v1.WatchEvaluationResponse0\x01\x12`\n\rGetEvaluation\x12&.chatmill.eval.v1.GetEvaluationRequest\x1a\'.chatmill.eval.v1.GetEvaluationResponse\x12\x66\n\x0fListEvaluations\x12(.chatmill.eval.v1.ListEvaluationsRequest\x1a).chatmill.eval.v1.ListEvaluationsResponse\x12i\n\x10ResumeEvaluation\x12).chatmill.eval.v1.ResumeEvaluationRequest\x1a*.chatmill.eval.v1.ResumeEvaluationResponse\x12i\n\x10\x43\x61ncelEvaluation\x12).chatmill.eval.v1.CancelEvaluationRequest\x1a*.chatmill.eval.v1.CancelEvaluationResponse\x12o\n\x12\x43ompareEvaluations\x12+.chatmill.eval.v1.CompareEvaluationsRequest\x1a,.chatmill.eval.v1.CompareEvaluationsResponse\x12N\n\x07Rescore\x12 .chatmill.eval.v1.RescoreRequest\x1a!.chatmill.eval.v1.RescoreResponse\x12_\n\x0c\x45xportReport\x12%.chatmill.eval.v1.ExportReportRequest\x1a&.chatmill.eval.v1.ExportReportResponse0\x01\x12\x65\n\x0e\x44raftScenarios\x12\'.chatmill.eval.v1.DraftScenariosRequest\x1a(.chatmill.eval.v1.DraftScenariosResponse0\x01\x12W\n\nListSuites\x12#.chatmill.eval.v1.ListSuitesRequest\x1a$.chatmill.eval.v1.ListSuitesResponseB)\n\x13\x61i.chatmill.eval.v1B\x10\x45valServiceProtoP\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
   _globals['_GETEVALUATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
+  _globals['_RESUMEEVALUATIONREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_RESUMEEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
   _globals['_CANCELEVALUATIONREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_CANCELEVALUATIONREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
   _globals['_COMPAREEVALUATIONSREQUEST'].fields_by_name['candidate']._loaded_options = None
@@ -53,8 +55,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['name']._serialized_options = b'\340A\002'
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['format']._loaded_options = None
   _globals['_EXPORTREPORTREQUEST'].fields_by_name['format']._serialized_options = b'\340A\002'
-  _globals['_REPORTFORMAT']._serialized_start=1610
-  _globals['_REPORTFORMAT']._serialized_end=1729
+  _globals['_DRAFTSCENARIOSREQUEST'].fields_by_name['dataset']._loaded_options = None
+  _globals['_DRAFTSCENARIOSREQUEST'].fields_by_name['dataset']._serialized_options = b'\340A\002'
+  _globals['_REPORTFORMAT']._serialized_start=1950
+  _globals['_REPORTFORMAT']._serialized_end=2069
   _globals['_RUNEVALUATIONREQUEST']._serialized_start=155
   _globals['_RUNEVALUATIONREQUEST']._serialized_end=273
   _globals['_RUNEVALUATIONRESPONSE']._serialized_start=276
@@ -71,26 +75,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTEVALUATIONSREQUEST']._serialized_end=788
   _globals['_LISTEVALUATIONSRESPONSE']._serialized_start=790
   _globals['_LISTEVALUATIONSRESPONSE']._serialized_end=891
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=893
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=937
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=939
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1015
-  _globals['_COMPAREEVALUATIONSREQUEST']._serialized_start=1017
-  _globals['_COMPAREEVALUATIONSREQUEST']._serialized_end=1091
-  _globals['_COMPAREEVALUATIONSRESPONSE']._serialized_start=1094
-  _globals['_COMPAREEVALUATIONSRESPONSE']._serialized_end=1259
-  _globals['_RESCOREREQUEST']._serialized_start=1261
-  _globals['_RESCOREREQUEST']._serialized_end=1296
-  _globals['_RESCORERESPONSE']._serialized_start=1298
-  _globals['_RESCORERESPONSE']._serialized_end=1388
-  _globals['_EXPORTREPORTREQUEST']._serialized_start=1390
-  _globals['_EXPORTREPORTREQUEST']._serialized_end=1483
-  _globals['_EXPORTREPORTRESPONSE']._serialized_start=1485
-  _globals['_EXPORTREPORTRESPONSE']._serialized_end=1524
-  _globals['_LISTSUITESREQUEST']._serialized_start=1526
-  _globals['_LISTSUITESREQUEST']._serialized_end=1545
-  _globals['_LISTSUITESRESPONSE']._serialized_start=1547
-  _globals['_LISTSUITESRESPONSE']._serialized_end=1608
-  _globals['_EVALSERVICE']._serialized_start=1732
-  _globals['_EVALSERVICE']._serialized_end=2639
+  _globals['_RESUMEEVALUATIONREQUEST']._serialized_start=893
+  _globals['_RESUMEEVALUATIONREQUEST']._serialized_end=937
+  _globals['_RESUMEEVALUATIONRESPONSE']._serialized_start=939
+  _globals['_RESUMEEVALUATIONRESPONSE']._serialized_end=1015
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1017
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1061
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1063
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1139
+  _globals['_COMPAREEVALUATIONSREQUEST']._serialized_start=1141
+  _globals['_COMPAREEVALUATIONSREQUEST']._serialized_end=1215
+  _globals['_COMPAREEVALUATIONSRESPONSE']._serialized_start=1218
+  _globals['_COMPAREEVALUATIONSRESPONSE']._serialized_end=1383
+  _globals['_RESCOREREQUEST']._serialized_start=1385
+  _globals['_RESCOREREQUEST']._serialized_end=1420
+  _globals['_RESCORERESPONSE']._serialized_start=1422
+  _globals['_RESCORERESPONSE']._serialized_end=1512
+  _globals['_EXPORTREPORTREQUEST']._serialized_start=1514
+  _globals['_EXPORTREPORTREQUEST']._serialized_end=1607
+  _globals['_EXPORTREPORTRESPONSE']._serialized_start=1609
+  _globals['_EXPORTREPORTRESPONSE']._serialized_end=1648
+  _globals['_DRAFTSCENARIOSREQUEST']._serialized_start=1650
+  _globals['_DRAFTSCENARIOSREQUEST']._serialized_end=1774
+  _globals['_DRAFTSCENARIOSRESPONSE']._serialized_start=1776
+  _globals['_DRAFTSCENARIOSRESPONSE']._serialized_end=1864
+  _globals['_LISTSUITESREQUEST']._serialized_start=1866
+  _globals['_LISTSUITESREQUEST']._serialized_end=1885
+  _globals['_LISTSUITESRESPONSE']._serialized_start=1887
+  _globals['_LISTSUITESRESPONSE']._serialized_end=1948
+  _globals['_EVALSERVICE']._serialized_start=2072
+  _globals['_EVALSERVICE']._serialized_end=3189
 # @@protoc_insertion_point(module_scope)

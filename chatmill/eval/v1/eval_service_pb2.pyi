@@ -270,6 +270,52 @@ class ListEvaluationsResponse(_message.Message):
 Global___ListEvaluationsResponse: _TypeAlias = ListEvaluationsResponse  # noqa: Y015
 
 @_typing.final
+class ResumeEvaluationRequest(_message.Message):
+    """Which evaluation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`evaluations/{id}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEvaluationRequest: _TypeAlias = ResumeEvaluationRequest  # noqa: Y015
+
+@_typing.final
+class ResumeEvaluationResponse(_message.Message):
+    """The evaluation, at work again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def evaluation(self) -> _evaluation_pb2.Evaluation:
+        """The evaluation."""
+
+    def __init__(
+        self,
+        *,
+        evaluation: _evaluation_pb2.Evaluation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeEvaluationResponse: _TypeAlias = ResumeEvaluationResponse  # noqa: Y015
+
+@_typing.final
 class CancelEvaluationRequest(_message.Message):
     """Which evaluation."""
 
@@ -474,6 +520,76 @@ class ExportReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportReportResponse: _TypeAlias = ExportReportResponse  # noqa: Y015
+
+@_typing.final
+class DraftScenariosRequest(_message.Message):
+    """Out of which conversations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    MAX_CONVERSATIONS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MAX_TURNS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """`datasets/{dataset}`; its test split is used, never a training row."""
+    max_conversations: _builtins.int
+    """At most so many conversations, drawn by the seed; 0 means all."""
+    seed: _builtins.int
+    """Seed of the draw."""
+    max_turns: _builtins.int
+    """At most so many customer turns of each; 8 when unset."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        max_conversations: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        max_turns: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_turns", b"_max_turns", "max_turns", b"max_turns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_turns", b"_max_turns", "dataset", b"dataset", "max_conversations", b"max_conversations", "max_turns", b"max_turns", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_turns: _TypeAlias = _typing.Literal["max_turns"]  # noqa: Y015
+    _WhichOneofArgType__max_turns: _TypeAlias = _typing.Literal["_max_turns", b"_max_turns"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_turns) -> _WhichOneofReturnType__max_turns | None: ...
+
+Global___DraftScenariosRequest: _TypeAlias = DraftScenariosRequest  # noqa: Y015
+
+@_typing.final
+class DraftScenariosResponse(_message.Message):
+    """The next conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    SCENARIO_FIELD_NUMBER: _builtins.int
+    YAML_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    item: _builtins.str
+    """The conversation, `datasets/{dataset}/items/{item}`."""
+    scenario: _builtins.str
+    """Id of the scenario; the file is `{id}.yaml`. Empty if none was made."""
+    yaml: _builtins.str
+    """The file. It is a valid scenario as it stands."""
+    left_out: _builtins.str
+    """Why no scenario was made; empty if one was."""
+    def __init__(
+        self,
+        *,
+        item: _builtins.str = ...,
+        scenario: _builtins.str = ...,
+        yaml: _builtins.str = ...,
+        left_out: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "left_out", b"left_out", "scenario", b"scenario", "yaml", b"yaml"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftScenariosResponse: _TypeAlias = DraftScenariosResponse  # noqa: Y015
 
 @_typing.final
 class ListSuitesRequest(_message.Message):

@@ -55,6 +55,11 @@ class EvalServiceStub(object):
                 request_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ListEvaluationsRequest.SerializeToString,
                 response_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ListEvaluationsResponse.FromString,
                 _registered_method=True)
+        self.ResumeEvaluation = channel.unary_unary(
+                '/chatmill.eval.v1.EvalService/ResumeEvaluation',
+                request_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ResumeEvaluationRequest.SerializeToString,
+                response_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ResumeEvaluationResponse.FromString,
+                _registered_method=True)
         self.CancelEvaluation = channel.unary_unary(
                 '/chatmill.eval.v1.EvalService/CancelEvaluation',
                 request_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.CancelEvaluationRequest.SerializeToString,
@@ -74,6 +79,11 @@ class EvalServiceStub(object):
                 '/chatmill.eval.v1.EvalService/ExportReport',
                 request_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ExportReportRequest.SerializeToString,
                 response_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ExportReportResponse.FromString,
+                _registered_method=True)
+        self.DraftScenarios = channel.unary_stream(
+                '/chatmill.eval.v1.EvalService/DraftScenarios',
+                request_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.DraftScenariosRequest.SerializeToString,
+                response_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.DraftScenariosResponse.FromString,
                 _registered_method=True)
         self.ListSuites = channel.unary_unary(
                 '/chatmill.eval.v1.EvalService/ListSuites',
@@ -117,6 +127,15 @@ class EvalServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeEvaluation(self, request, context):
+        """Takes up an evaluation that ended before everything was played (cancelled, failed, stopped early, given up because the endpoint
+        was gone) or lost conversations to infrastructure. Nothing that has its answer is asked again; WatchEvaluation follows it. NOT_FOUND: no such evaluation.
+        FAILED_PRECONDITION: all of it is played. UNAVAILABLE: draining; retry elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelEvaluation(self, request, context):
         """Asks an evaluation to stop; it keeps what it has. NOT_FOUND: no such evaluation. FAILED_PRECONDITION: it has ended.
         """
@@ -142,6 +161,14 @@ class EvalServiceServicer(object):
 
     def ExportReport(self, request, context):
         """A report of an evaluation as a file, in pieces. NOT_FOUND: no such evaluation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DraftScenarios(self, request, context):
+        """Makes a scenario file of each held-back conversation of a dataset, to be looked at and put into a suite. Rows of the training
+        split are never used. NOT_FOUND: no such dataset. FAILED_PRECONDITION: it holds nothing back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,6 +204,11 @@ def add_EvalServiceServicer_to_server(servicer, server):
                     request_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ListEvaluationsRequest.FromString,
                     response_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ListEvaluationsResponse.SerializeToString,
             ),
+            'ResumeEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeEvaluation,
+                    request_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ResumeEvaluationRequest.FromString,
+                    response_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ResumeEvaluationResponse.SerializeToString,
+            ),
             'CancelEvaluation': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelEvaluation,
                     request_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.CancelEvaluationRequest.FromString,
@@ -196,6 +228,11 @@ def add_EvalServiceServicer_to_server(servicer, server):
                     servicer.ExportReport,
                     request_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ExportReportRequest.FromString,
                     response_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ExportReportResponse.SerializeToString,
+            ),
+            'DraftScenarios': grpc.unary_stream_rpc_method_handler(
+                    servicer.DraftScenarios,
+                    request_deserializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.DraftScenariosRequest.FromString,
+                    response_serializer=chatmill_dot_eval_dot_v1_dot_eval__service__pb2.DraftScenariosResponse.SerializeToString,
             ),
             'ListSuites': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSuites,
@@ -323,6 +360,33 @@ class EvalService(object):
             _registered_method=True)
 
     @staticmethod
+    def ResumeEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/chatmill.eval.v1.EvalService/ResumeEvaluation',
+            chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ResumeEvaluationRequest.SerializeToString,
+            chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ResumeEvaluationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CancelEvaluation(request,
             target,
             options=(),
@@ -420,6 +484,33 @@ class EvalService(object):
             '/chatmill.eval.v1.EvalService/ExportReport',
             chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ExportReportRequest.SerializeToString,
             chatmill_dot_eval_dot_v1_dot_eval__service__pb2.ExportReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DraftScenarios(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/chatmill.eval.v1.EvalService/DraftScenarios',
+            chatmill_dot_eval_dot_v1_dot_eval__service__pb2.DraftScenariosRequest.SerializeToString,
+            chatmill_dot_eval_dot_v1_dot_eval__service__pb2.DraftScenariosResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,11 @@ class EvalServiceStub:
     """One evaluation. NOT_FOUND: no such evaluation."""
     ListEvaluations: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.ListEvaluationsRequest, _eval_service_pb2.ListEvaluationsResponse]
     """All evaluations, newest first, in pages. INVALID_ARGUMENT: negative page size, or a page token of another call."""
+    ResumeEvaluation: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.ResumeEvaluationRequest, _eval_service_pb2.ResumeEvaluationResponse]
+    """Takes up an evaluation that ended before everything was played (cancelled, failed, stopped early, given up because the endpoint
+    was gone) or lost conversations to infrastructure. Nothing that has its answer is asked again; WatchEvaluation follows it. NOT_FOUND: no such evaluation.
+    FAILED_PRECONDITION: all of it is played. UNAVAILABLE: draining; retry elsewhere.
+    """
     CancelEvaluation: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.CancelEvaluationRequest, _eval_service_pb2.CancelEvaluationResponse]
     """Asks an evaluation to stop; it keeps what it has. NOT_FOUND: no such evaluation. FAILED_PRECONDITION: it has ended."""
     CompareEvaluations: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.CompareEvaluationsRequest, _eval_service_pb2.CompareEvaluationsResponse]
@@ -58,6 +63,10 @@ class EvalServiceStub:
     """
     ExportReport: _grpc.UnaryStreamMultiCallable[_eval_service_pb2.ExportReportRequest, _eval_service_pb2.ExportReportResponse]
     """A report of an evaluation as a file, in pieces. NOT_FOUND: no such evaluation."""
+    DraftScenarios: _grpc.UnaryStreamMultiCallable[_eval_service_pb2.DraftScenariosRequest, _eval_service_pb2.DraftScenariosResponse]
+    """Makes a scenario file of each held-back conversation of a dataset, to be looked at and put into a suite. Rows of the training
+    split are never used. NOT_FOUND: no such dataset. FAILED_PRECONDITION: it holds nothing back.
+    """
     ListSuites: _grpc.UnaryUnaryMultiCallable[_eval_service_pb2.ListSuitesRequest, _eval_service_pb2.ListSuitesResponse]
     """The suites that are installed or lie in the allowed folders."""
 
@@ -79,6 +88,11 @@ class EvalServiceAsyncStub(EvalServiceStub):
     """One evaluation. NOT_FOUND: no such evaluation."""
     ListEvaluations: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.ListEvaluationsRequest, _eval_service_pb2.ListEvaluationsResponse]  # type: ignore[assignment]
     """All evaluations, newest first, in pages. INVALID_ARGUMENT: negative page size, or a page token of another call."""
+    ResumeEvaluation: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.ResumeEvaluationRequest, _eval_service_pb2.ResumeEvaluationResponse]  # type: ignore[assignment]
+    """Takes up an evaluation that ended before everything was played (cancelled, failed, stopped early, given up because the endpoint
+    was gone) or lost conversations to infrastructure. Nothing that has its answer is asked again; WatchEvaluation follows it. NOT_FOUND: no such evaluation.
+    FAILED_PRECONDITION: all of it is played. UNAVAILABLE: draining; retry elsewhere.
+    """
     CancelEvaluation: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.CancelEvaluationRequest, _eval_service_pb2.CancelEvaluationResponse]  # type: ignore[assignment]
     """Asks an evaluation to stop; it keeps what it has. NOT_FOUND: no such evaluation. FAILED_PRECONDITION: it has ended."""
     CompareEvaluations: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.CompareEvaluationsRequest, _eval_service_pb2.CompareEvaluationsResponse]  # type: ignore[assignment]
@@ -91,6 +105,10 @@ class EvalServiceAsyncStub(EvalServiceStub):
     """
     ExportReport: _aio.UnaryStreamMultiCallable[_eval_service_pb2.ExportReportRequest, _eval_service_pb2.ExportReportResponse]  # type: ignore[assignment]
     """A report of an evaluation as a file, in pieces. NOT_FOUND: no such evaluation."""
+    DraftScenarios: _aio.UnaryStreamMultiCallable[_eval_service_pb2.DraftScenariosRequest, _eval_service_pb2.DraftScenariosResponse]  # type: ignore[assignment]
+    """Makes a scenario file of each held-back conversation of a dataset, to be looked at and put into a suite. Rows of the training
+    split are never used. NOT_FOUND: no such dataset. FAILED_PRECONDITION: it holds nothing back.
+    """
     ListSuites: _aio.UnaryUnaryMultiCallable[_eval_service_pb2.ListSuitesRequest, _eval_service_pb2.ListSuitesResponse]  # type: ignore[assignment]
     """The suites that are installed or lie in the allowed folders."""
 
@@ -135,6 +153,17 @@ class EvalServiceServicer(metaclass=_abc_1.ABCMeta):
         """All evaluations, newest first, in pages. INVALID_ARGUMENT: negative page size, or a page token of another call."""
 
     @_abc_1.abstractmethod
+    def ResumeEvaluation(
+        self,
+        request: _eval_service_pb2.ResumeEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_eval_service_pb2.ResumeEvaluationResponse, _abc.Awaitable[_eval_service_pb2.ResumeEvaluationResponse]]:
+        """Takes up an evaluation that ended before everything was played (cancelled, failed, stopped early, given up because the endpoint
+        was gone) or lost conversations to infrastructure. Nothing that has its answer is asked again; WatchEvaluation follows it. NOT_FOUND: no such evaluation.
+        FAILED_PRECONDITION: all of it is played. UNAVAILABLE: draining; retry elsewhere.
+        """
+
+    @_abc_1.abstractmethod
     def CancelEvaluation(
         self,
         request: _eval_service_pb2.CancelEvaluationRequest,
@@ -169,6 +198,16 @@ class EvalServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_eval_service_pb2.ExportReportResponse], _abc.AsyncIterator[_eval_service_pb2.ExportReportResponse]]:
         """A report of an evaluation as a file, in pieces. NOT_FOUND: no such evaluation."""
+
+    @_abc_1.abstractmethod
+    def DraftScenarios(
+        self,
+        request: _eval_service_pb2.DraftScenariosRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_eval_service_pb2.DraftScenariosResponse], _abc.AsyncIterator[_eval_service_pb2.DraftScenariosResponse]]:
+        """Makes a scenario file of each held-back conversation of a dataset, to be looked at and put into a suite. Rows of the training
+        split are never used. NOT_FOUND: no such dataset. FAILED_PRECONDITION: it holds nothing back.
+        """
 
     @_abc_1.abstractmethod
     def ListSuites(

@@ -295,6 +295,8 @@ class EvaluationSpec(_message.Message):
     JUDGE_FIELD_NUMBER: _builtins.int
     CUSTOMER_FIELD_NUMBER: _builtins.int
     TURN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    LATENCY_TURNS_FIELD_NUMBER: _builtins.int
+    STOP_EARLY_FIELD_NUMBER: _builtins.int
     scenario_suite: _builtins.str
     """`suites/{id}`, as ListSuites shows it, or the path of a folder or file on the service's machine under one of its
     allowed folders.
@@ -311,6 +313,12 @@ class EvaluationSpec(_message.Message):
     """At most so many tokens a reply; 256 when unset."""
     temperature: _builtins.float
     """Sampling temperature of both sides; 0 (greedy) when unset."""
+    latency_turns: _builtins.int
+    """When all is played, so many replies of each side are timed one at a time, after a warm-up; the headline latency is theirs. 0:
+    none, and the headline is that of the run. The service's default when unset.
+    """
+    stop_early: _builtins.bool
+    """End the run as soon as the gate can't pass any more, whatever the rest would show."""
     @_builtins.property
     def replay_suite(self) -> Global___ReplaySuite:
         """A suite made from held-back conversations."""
@@ -371,13 +379,17 @@ class EvaluationSpec(_message.Message):
         judge: Global___JudgeSpec | None = ...,
         customer: Global___Target | None = ...,
         turn_timeout: _duration_pb2.Duration | None = ...,
+        latency_turns: _builtins.int | None = ...,
+        stop_early: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "customer", b"customer", "gate", b"gate", "judge", b"judge", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "temperature", b"temperature", "trials", b"trials", "turn_timeout", b"turn_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_latency_turns", b"_latency_turns", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "customer", b"customer", "gate", b"gate", "judge", b"judge", "latency_turns", b"latency_turns", "max_output_tokens", b"max_output_tokens", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "temperature", b"temperature", "trials", b"trials", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "customer", b"customer", "gate", b"gate", "judge", b"judge", "labels", b"labels", "max_output_tokens", b"max_output_tokens", "policies", b"policies", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "suite", b"suite", "system_prompt", b"system_prompt", "tags", b"tags", "temperature", b"temperature", "trials", b"trials", "turn_timeout", b"turn_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency", "_latency_turns", b"_latency_turns", "_max_output_tokens", b"_max_output_tokens", "_seed", b"_seed", "_temperature", b"_temperature", "_trials", b"_trials", "baseline", b"baseline", "candidate", b"candidate", "concurrency", b"concurrency", "customer", b"customer", "gate", b"gate", "judge", b"judge", "labels", b"labels", "latency_turns", b"latency_turns", "max_output_tokens", b"max_output_tokens", "policies", b"policies", "replay_suite", b"replay_suite", "scenario_suite", b"scenario_suite", "seed", b"seed", "stop_early", b"stop_early", "suite", b"suite", "system_prompt", b"system_prompt", "tags", b"tags", "temperature", b"temperature", "trials", b"trials", "turn_timeout", b"turn_timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__concurrency: _TypeAlias = _typing.Literal["concurrency"]  # noqa: Y015
     _WhichOneofArgType__concurrency: _TypeAlias = _typing.Literal["_concurrency", b"_concurrency"]  # noqa: Y015
+    _WhichOneofReturnType__latency_turns: _TypeAlias = _typing.Literal["latency_turns"]  # noqa: Y015
+    _WhichOneofArgType__latency_turns: _TypeAlias = _typing.Literal["_latency_turns", b"_latency_turns"]  # noqa: Y015
     _WhichOneofReturnType__max_output_tokens: _TypeAlias = _typing.Literal["max_output_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_output_tokens: _TypeAlias = _typing.Literal["_max_output_tokens", b"_max_output_tokens"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -390,6 +402,8 @@ class EvaluationSpec(_message.Message):
     _WhichOneofArgType_suite: _TypeAlias = _typing.Literal["suite", b"suite"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrency) -> _WhichOneofReturnType__concurrency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_turns) -> _WhichOneofReturnType__latency_turns | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_output_tokens) -> _WhichOneofReturnType__max_output_tokens | None: ...
     @_typing.overload
@@ -686,6 +700,8 @@ class Score(_message.Message):
     FLAKY_COUNT_FIELD_NUMBER: _builtins.int
     ROBUSTNESS_FIELD_NUMBER: _builtins.int
     PRICE_NOTE_FIELD_NUMBER: _builtins.int
+    LATENCY_UNDER_LOAD_FIELD_NUMBER: _builtins.int
+    CUT_HISTORY_COUNT_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The side, by name."""
     scenario_count: _builtins.int
@@ -732,6 +748,8 @@ class Score(_message.Message):
     """Share of other wordings that got the verdict of the written one; unset without variants."""
     price_note: _builtins.str
     """Where the price comes from, or why there is none."""
+    cut_history_count: _builtins.int
+    """Replies before which the endpoint left out the beginning of the history, because it did not fit."""
     @_builtins.property
     def pass_rate_interval(self) -> Global___Interval:
         """95% interval of the pass rate, by bootstrap over scenarios."""
@@ -759,6 +777,10 @@ class Score(_message.Message):
     @_builtins.property
     def conversation_error_rate_interval(self) -> Global___Interval:
         """95% interval of the conversation error rate (Wilson)."""
+
+    @_builtins.property
+    def latency_under_load(self) -> Global___LatencyScore:
+        """Times of all replies of the run, with as many conversations at once; `latency` is then from a pass of its own, one at a time."""
 
     def __init__(
         self,
@@ -793,10 +815,12 @@ class Score(_message.Message):
         flaky_count: _builtins.int = ...,
         robustness: _builtins.float | None = ...,
         price_note: _builtins.str = ...,
+        latency_under_load: Global___LatencyScore | None = ...,
+        cut_history_count: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "_robustness", b"_robustness", "conversation_error_rate_interval", b"conversation_error_rate_interval", "exact_rate", b"exact_rate", "handover", b"handover", "latency", b"latency", "mean_ratio", b"mean_ratio", "pass_rate_interval", b"pass_rate_interval", "price_per_conversation_usd", b"price_per_conversation_usd", "robustness", b"robustness", "turn_error_rate_interval", b"turn_error_rate_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "_robustness", b"_robustness", "conversation_error_rate_interval", b"conversation_error_rate_interval", "exact_rate", b"exact_rate", "handover", b"handover", "latency", b"latency", "latency_under_load", b"latency_under_load", "mean_ratio", b"mean_ratio", "pass_rate_interval", b"pass_rate_interval", "price_per_conversation_usd", b"price_per_conversation_usd", "robustness", b"robustness", "turn_error_rate_interval", b"turn_error_rate_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "_robustness", b"_robustness", "conversation_error_rate", b"conversation_error_rate", "conversation_error_rate_interval", b"conversation_error_rate_interval", "critical_count", b"critical_count", "critical_rate", b"critical_rate", "critical_rate_bound", b"critical_rate_bound", "errors", b"errors", "exact_rate", b"exact_rate", "flaky_count", b"flaky_count", "glitch_rate", b"glitch_rate", "handover", b"handover", "infra_count", b"infra_count", "latency", b"latency", "mean_ratio", b"mean_ratio", "mean_score", b"mean_score", "output_tokens", b"output_tokens", "pass_hat_k", b"pass_hat_k", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "played_count", b"played_count", "price_note", b"price_note", "price_per_conversation_usd", b"price_per_conversation_usd", "prompt_tokens", b"prompt_tokens", "robustness", b"robustness", "scenario_count", b"scenario_count", "target", b"target", "trial_count", b"trial_count", "turn_error_rate", b"turn_error_rate", "turn_error_rate_interval", b"turn_error_rate_interval", "unscored_count", b"unscored_count", "unscored_trial_count", b"unscored_trial_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate", "_mean_ratio", b"_mean_ratio", "_price_per_conversation_usd", b"_price_per_conversation_usd", "_robustness", b"_robustness", "conversation_error_rate", b"conversation_error_rate", "conversation_error_rate_interval", b"conversation_error_rate_interval", "critical_count", b"critical_count", "critical_rate", b"critical_rate", "critical_rate_bound", b"critical_rate_bound", "cut_history_count", b"cut_history_count", "errors", b"errors", "exact_rate", b"exact_rate", "flaky_count", b"flaky_count", "glitch_rate", b"glitch_rate", "handover", b"handover", "infra_count", b"infra_count", "latency", b"latency", "latency_under_load", b"latency_under_load", "mean_ratio", b"mean_ratio", "mean_score", b"mean_score", "output_tokens", b"output_tokens", "pass_hat_k", b"pass_hat_k", "pass_rate", b"pass_rate", "pass_rate_interval", b"pass_rate_interval", "played_count", b"played_count", "price_note", b"price_note", "price_per_conversation_usd", b"price_per_conversation_usd", "prompt_tokens", b"prompt_tokens", "robustness", b"robustness", "scenario_count", b"scenario_count", "target", b"target", "trial_count", b"trial_count", "turn_error_rate", b"turn_error_rate", "turn_error_rate_interval", b"turn_error_rate_interval", "unscored_count", b"unscored_count", "unscored_trial_count", b"unscored_trial_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exact_rate: _TypeAlias = _typing.Literal["exact_rate"]  # noqa: Y015
     _WhichOneofArgType__exact_rate: _TypeAlias = _typing.Literal["_exact_rate", b"_exact_rate"]  # noqa: Y015
@@ -890,6 +914,7 @@ class LatencyScore(_message.Message):
     TOTAL_P95_MS_FIELD_NUMBER: _builtins.int
     TOTAL_P99_MS_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
+    REPLY_COUNT_FIELD_NUMBER: _builtins.int
     first_token_p50_ms: _builtins.float
     """To the first token, median, milliseconds."""
     first_token_p95_ms: _builtins.float
@@ -904,6 +929,8 @@ class LatencyScore(_message.Message):
     """Whole reply, 99th percentile."""
     concurrency: _builtins.int
     """Conversations at once while measuring."""
+    reply_count: _builtins.int
+    """Replies that were timed."""
     def __init__(
         self,
         *,
@@ -914,10 +941,11 @@ class LatencyScore(_message.Message):
         total_p95_ms: _builtins.float = ...,
         total_p99_ms: _builtins.float = ...,
         concurrency: _builtins.int = ...,
+        reply_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "first_token_p50_ms", b"first_token_p50_ms", "first_token_p95_ms", b"first_token_p95_ms", "total_mean_ms", b"total_mean_ms", "total_p50_ms", b"total_p50_ms", "total_p95_ms", b"total_p95_ms", "total_p99_ms", b"total_p99_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "first_token_p50_ms", b"first_token_p50_ms", "first_token_p95_ms", b"first_token_p95_ms", "reply_count", b"reply_count", "total_mean_ms", b"total_mean_ms", "total_p50_ms", b"total_p50_ms", "total_p95_ms", b"total_p95_ms", "total_p99_ms", b"total_p99_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
