@@ -4,7 +4,6 @@ scores."""
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from chatmill.common.v1 import Message as WireMessage
 from chatmill.common.v1 import Role
 from chatmill.config import Config
 from chatmill.dataset import v1 as dataset_v1
-from chatmill.errors import ChatmillError, ResourceExhausted, Unavailable
+from chatmill.errors import ChatmillError, FailedPrecondition, ResourceExhausted, Unavailable
 from chatmill.factory import v1 as factory_v1
 from chatmill.inference import v1 as inference_v1
 from chatmill.runtime.channel import Channel, connect_service
@@ -43,8 +42,6 @@ _FINISH = {
     inference_v1.FinishReason.FINISH_REASON_CONTENT_BLOCKED: "content_filter",
     inference_v1.FinishReason.FINISH_REASON_CANCELLED: "cancelled",
 }
-
-log = logging.getLogger(__name__)
 
 
 class Peers:
@@ -158,6 +155,7 @@ class _Reading:
     finish: str = ""
     tokens_in: int | None = None
     tokens_out: int | None = None
+    cut_messages: int = 0
 
     def take(self, event: inference_v1.GenerationEvent) -> None:
         kind = event.WhichOneof("event")
@@ -176,8 +174,7 @@ class _Reading:
             self.text = self.text[: event.retracted.from_character_offset]
         elif kind == "started":
             self.tokens_in = event.started.prompt_tokens
-            if event.started.truncated_messages:
-                log.warning("messages left out, the history is too long: %d", event.started.truncated_messages)
+            self.cut_messages = event.started.truncated_messages
         elif kind == "finished":
             self.finish = _FINISH.get(event.finished.finish_reason, "unknown")
             self.tokens_in = event.finished.usage.prompt_tokens or self.tokens_in
@@ -186,7 +183,7 @@ class _Reading:
     def reply(self, failure: Failure | None) -> Reply:
         now = time.perf_counter()
         return Reply(
-            text=self.text,
+            text=self.text[:MAX_REPLY_CHARS],
             tool_calls=tuple(self.calls),
             handoff_reason=self.handoff,
             finish_reason=self.finish,
@@ -195,6 +192,7 @@ class _Reading:
             total_ms=(now - self.began) * 1000,
             tokens_in=self.tokens_in,
             tokens_out=self.tokens_out,
+            cut_messages=self.cut_messages,
             failure=failure,
         )
 
@@ -226,6 +224,9 @@ def failure_of(error: ChatmillError, *, begun: bool) -> Failure:
     kind: FailureKind
     if error.code == "DEADLINE_EXCEEDED":
         kind = "timeout"
+    elif error.code == "RESOURCE_EXHAUSTED" and "larger than max" in error.message:
+        # the transport's words for one message above its limit; a queue that is full says something else
+        kind = "oversized"
     elif error.code == "UNAVAILABLE":
         kind = "stream_broken" if begun else "unreachable"
     else:
@@ -249,6 +250,11 @@ class DatasetSource:
                 )
                 async for response in self.peers.datasets().StreamItems(request):
                     for item in response.items:
+                        if item.split == dataset_v1.Split.SPLIT_TRAIN:
+                            raise FailedPrecondition(
+                                f"{item.name} is a training row, sent as one of the test split; no suite is made of it",
+                                reason="TRAINING_ROW",
+                            )
                         start = item.index + 1
                         yield _conversation(item)
                 return

@@ -204,6 +204,20 @@ class Dialogue:
         )
 
 
+def opening(scenario: Scenario, play: Play, seed: int, conversation: str) -> TurnRequest:
+    """The first turn of a scenario, asked by itself."""
+    return TurnRequest(
+        conversation=conversation,
+        system=play.system,
+        facts=scenario.memory.lines(),
+        messages=(*scenario.history, Message("user", scenario.turns[0].user)),
+        seed=seeds.derive(seed, scenario.id, conversation),
+        max_output_tokens=play.max_output_tokens,
+        temperature=play.temperature,
+        timeout_s=play.turn_timeout_s,
+    )
+
+
 def _ends(reply: Reply | None) -> bool:
     """After a handover a person goes on; after a failure or an empty reply there is nothing to answer."""
     return reply is not None and (

@@ -11,12 +11,13 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from eval_svc.board import Board
 from eval_svc.comparison import Comparison, compare
+from eval_svc.drafts import Draft, draft_scenarios
 from eval_svc.execution import BOARD, Execution, Tools, board_of, settle
 from eval_svc.replay import HeldBack, replay_suite
 from eval_svc.result import GRADER_VERSION, Trial
@@ -81,7 +82,8 @@ class Evaluations:
             )
         known = self.store.by_request(request_id) if request_id else None
         if known is not None:
-            if Spec.from_json(known.spec) != spec:
+            # a run that was ended early and taken up again goes on to its end
+            if replace(Spec.from_json(known.spec), stop_early=spec.stop_early) != spec:
                 raise InvalidArgument.field("request_id", "belongs to an evaluation with another spec; use a new one")
             if known.state not in ENDED:
                 self._launch(known.id)
@@ -136,6 +138,39 @@ class Evaluations:
             else:
                 self._launch(record.id)
         return len(unfinished)
+
+    async def take_up(self, evaluation: str) -> Evaluation:
+        """Go on with one that ended before all was played, or lost dialogues to infrastructure; nothing that has its
+        answer is asked again.
+
+        Raises:
+            NotFound: no such evaluation.
+            FailedPrecondition: all is played, or it failed before there was anything to play.
+            Unavailable: the service stops.
+        """
+        if self._draining:
+            raise Unavailable("the evaluation service is stopping; resume when it is back", reason="DRAINING")
+        record = self._record(evaluation)
+        if record.state in ENDED:
+            lost = any(t.score.infra is not None for t in await asyncio.to_thread(self._trials, evaluation))
+            if record.state == "succeeded" and not (record.incomplete or record.decided or lost):
+                raise FailedPrecondition(f"evaluations/{evaluation} is complete; there is nothing left to play")
+            if record.suite is None:
+                raise FailedPrecondition(f"evaluations/{evaluation} failed before it began; run it again")
+            spec = replace(Spec.from_json(record.spec), stop_early=False)
+            await asyncio.to_thread(self.store.reopen, evaluation, spec.to_json())
+        if record.state != "cancelling":
+            self._launch(evaluation)
+        return self.get(evaluation)
+
+    def _trials(self, evaluation: str) -> list[Trial]:
+        return list(self.store.trials(evaluation))
+
+    def drafts(self, dataset: str, most: int, seed: int, max_turns: int) -> AsyncIterator[Draft]:
+        """Scenarios out of held-back conversations. Raises as `draft_scenarios`."""
+        if self.held_back is None:
+            raise FailedPrecondition("scenarios out of datasets need the dataset service, and none is configured")
+        return draft_scenarios(self.held_back, dataset, most=most, seed=seed, max_turns=max_turns)
 
     def _launch(self, evaluation: str) -> None:
         if evaluation in self._running:
@@ -257,7 +292,7 @@ class Evaluations:
         scoring = self.tools.scoring(spec)
         scenarios = {s.id: s for s in suite.scenarios}
         changed, trials = 0, []
-        for trial in await asyncio.to_thread(lambda: list(self.store.trials(evaluation))):
+        for trial in await asyncio.to_thread(self._trials, evaluation):
             score = await score_trial(scenarios[trial.unit.scenario], trial.transcript, scoring)
             changed += score.passed != trial.score.passed
             trials.append(Trial(trial.transcript, score))

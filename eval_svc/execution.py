@@ -17,18 +17,20 @@ from pydantic import TypeAdapter
 from chatmill.errors import ChatmillError
 from eval_svc.board import Board, make_board
 from eval_svc.dialogue import Play
+from eval_svc.early import Outlook
 from eval_svc.glitches import Budgets
 from eval_svc.judging import TargetJudge
 from eval_svc.ports import Agents, ModelScore, ScoreBook
 from eval_svc.result import Trial
-from eval_svc.runner import Arm, Plan, Progress, Runner
+from eval_svc.runner import MAX_INFRA_SHARE, Arm, Plan, Progress, Runner
 from eval_svc.scorers import Services
 from eval_svc.scorers.base import Embedder
 from eval_svc.scoring import Scoring
 from eval_svc.spec import Spec, TargetSpec
 from eval_svc.store import Record, Store
 from eval_svc.suite import Suite
-from eval_svc.target import TargetInfo
+from eval_svc.target import Target, TargetInfo
+from eval_svc.timing import Timed, time_replies
 from eval_svc.transcript import Exchange, Unit
 
 BOARD = TypeAdapter(Board)
@@ -50,6 +52,7 @@ class Tools:
         max_runs: evaluations at a time; more wait.
         play: retries and pauses.
         budgets: when a reply is slow.
+        latency_turns: replies of each side that are timed one at a time after the run, where the spec does not say.
     """
 
     agents: Agents
@@ -59,6 +62,7 @@ class Tools:
     max_runs: int = 2
     play: Play = field(default_factory=Play)
     budgets: Budgets = field(default_factory=Budgets)
+    latency_turns: int = 0
 
     def scoring(self, spec: Spec) -> Scoring:
         """The scoring that a spec asks for."""
@@ -111,7 +115,12 @@ class Execution:
         if customer is None and (left_out := sum(1 for s in plan.suite.scenarios if s.simulated)):
             text = f"{left_out} simulated scenarios are not played: no model plays the customer"
             await self.emit(self.evaluation, "warning", {"text": text})
-        outcome = await Runner(plan, targets, self.tools.scoring(spec), self, self, self._stop, customer).run()
+        scoring = self.tools.scoring(spec)
+        runner = Runner(plan, targets, scoring, self, self, self._stop, customer, _hopeless(spec, plan))
+        outcome = await runner.run()
+        lost = sum(1 for t in outcome.trials if t.score.infra is not None)
+        if outcome.complete and not self._why and lost <= MAX_INFRA_SHARE * len(outcome.trials):
+            await self._time_replies(plan, targets, spec)
         if self._suspended():
             return
         cancelled = self._why == "cancelled" and not outcome.complete
@@ -119,15 +128,37 @@ class Execution:
             self.evaluation,
             state="cancelled" if cancelled else "succeeded",
             incomplete="it was cancelled" if cancelled else outcome.reason,
+            decided=outcome.decided or None,
             ended_at=time.time(),
         )
         board = await asyncio.to_thread(settle, self.store, self.evaluation)
         if outcome.reason and not cancelled:
             await self.emit(self.evaluation, "warning", {"text": outcome.reason})
+        if outcome.decided:
+            text = f"ended early: {outcome.decided}; the gate can't pass any more"
+            await self.emit(self.evaluation, "warning", {"text": text})
         if not cancelled:
             await self._write_back(self._record(), board)
         await self.emit(self.evaluation, "state", {"state": "cancelled" if cancelled else "succeeded"})
         await self.emit(self.evaluation, "finished", {})
+
+    async def _time_replies(self, plan: Plan, targets: Mapping[Arm, Target], spec: Spec) -> None:
+        count = self.tools.latency_turns if spec.latency_turns is None else spec.latency_turns
+
+        async def keep(timed: Timed) -> None:
+            self.store.put_time(self.evaluation, timed)
+
+        await time_replies(
+            plan.suite.scenarios,
+            targets,
+            plan.play,
+            count,
+            seed=plan.seed,
+            run_id=plan.run_id,
+            done=self.store.times(self.evaluation),
+            keep=keep,
+            stop=self._stop,
+        )
 
     def _suspended(self) -> bool:
         return self._why == "suspended"
@@ -206,6 +237,20 @@ class Execution:
             await self.emit(self.evaluation, "warning", {"text": f"the score was not written back: {error.message}"})
 
 
+def _hopeless(spec: Spec, plan: Plan) -> Callable[[Trial], str] | None:
+    """What ends a run early, if it is to."""
+    if not spec.stop_early:
+        return None
+    units = [unit for scenario, unit in plan.units() if unit.variant == 0 and not scenario.simulated]
+    outlook = Outlook(spec.gate, units, compared=spec.baseline is not None)
+
+    def hopeless(trial: Trial) -> str:
+        outlook.add(trial)
+        return outlook.hopeless()
+
+    return hopeless
+
+
 def pinned(spec: Spec, record: Record, arm: Arm) -> TargetSpec:
     """The target of a side, by the version that its name stood for when the run was accepted: aliases may move."""
     target = spec.candidate if arm == "candidate" else spec.baseline
@@ -226,7 +271,16 @@ def board_of(store: Store, record: Record) -> Board:
     spec = Spec.from_json(record.spec)
     incomplete = record.incomplete or ("" if record.state == "succeeded" else f"it is {record.state}")
     trials = list(store.trials(record.id))
-    return make_board(Suite.from_snapshot(record.suite), trials, candidate, baseline, spec.gate, incomplete)
+    return make_board(
+        Suite.from_snapshot(record.suite),
+        trials,
+        candidate,
+        baseline,
+        spec.gate,
+        incomplete,
+        record.decided or "",
+        store.times(record.id),
+    )
 
 
 def settle(store: Store, evaluation: str) -> Board:

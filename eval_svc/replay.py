@@ -117,10 +117,9 @@ def _scenario(conversation: Conversation, index: int, pass_ratio: float) -> dict
     check: dict[str, Any] = {"id": "like-the-real-reply", "type": "replay", "value": real, "threshold": pass_ratio}
     if handover:
         check |= {"handoff": True, "error": "missed_handoff"}
-    slug = re.sub(r"[^a-z0-9._-]+", "-", conversation.id.lower()).strip("-._")[:80] or "conversation"
     return {
         "schema": 1,
-        "id": f"{slug}.{index}",
+        "id": f"{slug(conversation.id)}.{index}",
         "title": user[:80],
         "kind": "replay",
         "severity": "minor",
@@ -129,12 +128,26 @@ def _scenario(conversation: Conversation, index: int, pass_ratio: float) -> dict
         "memory": {"facts": list(conversation.facts)},
         "history": history,
         "turns": [{"user": user, "expect": [check]}],
-        "allow": _tolerated(conversation, real, user, index),
+        "allow": tolerated(
+            real,
+            user,
+            [m.content for m in conversation.messages[:index] if m.role == "assistant"],
+            conversation.language,
+        ),
     }
 
 
-def _tolerated(conversation: Conversation, real: str, user: str, index: int) -> list[str]:
-    """Error classes that the real reply itself would be found guilty of: logs hold no actions, so claims look false."""
-    earlier = tuple(m.content for m in conversation.messages[:index] if m.role == "assistant")
-    scene = Scene(Reply(text=real, finish_reason="stop"), user=user, earlier=earlier, language=conversation.language)
+def slug(text: str) -> str:
+    """An id of the dataset as an id of a scenario."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:80] or "conversation"
+
+
+def tolerated(real: str, user: str, earlier: Sequence[str], language: str) -> list[str]:
+    """Error classes that the real reply itself would be found guilty of: logs hold no actions, so claims look false.
+
+    Args:
+        user: the words that it answers.
+        earlier: the agent's replies before it.
+    """
+    scene = Scene(Reply(text=real, finish_reason="stop"), user=user, earlier=tuple(earlier), language=language)
     return sorted({"false_action", *(g.error for g in glitches(scene) if g.error != "empty")})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -118,11 +118,13 @@ class Outcome:
         trials: all that is done, in no particular order.
         complete: every unit was played.
         reason: why it is not, in words.
+        decided: why the rest was left out although nothing went wrong: `hopeless` said so.
     """
 
     trials: tuple[Trial, ...]
     complete: bool
     reason: str = ""
+    decided: str = ""
 
 
 class Runner:
@@ -131,6 +133,7 @@ class Runner:
     Args:
         targets: an agent for each arm of the plan.
         customer: plays simulated customers.
+        hopeless: told of each dialogue that is done, earlier ones included; says why the rest needn't be played.
         stop: set it to end the run; dialogues in flight are dropped, their answered turns are kept.
     """
 
@@ -143,6 +146,7 @@ class Runner:
         observer: Observer,
         stop: asyncio.Event | None = None,
         customer: Target | None = None,
+        hopeless: Callable[[Trial], str] | None = None,
     ) -> None:
         self.plan = plan
         self.targets = targets
@@ -150,6 +154,7 @@ class Runner:
         self.journal = journal
         self.observer = observer
         self.customer = customer
+        self.hopeless = hopeless
         self.stop = stop or asyncio.Event()
         self.trials: dict[Unit, Trial] = {}
         self._total = 0
@@ -157,6 +162,7 @@ class Runner:
         self._began = 0.0
         self._in_flight = 0
         self._reason = ""
+        self._decided = ""
         self._counts = Progress()
         self._simulated = {s.id for s in plan.suite.scenarios if s.simulated}
 
@@ -180,7 +186,9 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*workers, stopper, return_exceptions=True)
         complete = len(self.trials) == self._total and not self._reason
-        return Outcome(tuple(self.trials.values()), complete, self._reason or ("" if complete else "stopped"))
+        decided = "" if complete else self._decided
+        reason = self._reason or ("" if complete or decided else "stopped")
+        return Outcome(tuple(self.trials.values()), complete, reason, decided)
 
     async def _until_done(self, workers: Sequence[asyncio.Task[None]], stopper: asyncio.Task[bool]) -> None:
         pending: set[asyncio.Task[None] | asyncio.Task[bool]] = {*workers, stopper}
@@ -191,7 +199,7 @@ class Runner:
 
     async def _work(self, todo: Iterator[tuple[Scenario, Unit]]) -> None:
         for scenario, unit in todo:
-            if self._reason:
+            if self._reason or self._decided:
                 return
             self._in_flight += 1
             try:
@@ -244,6 +252,8 @@ class Runner:
     def _count(self, trial: Trial) -> None:
         """Keep the counts up to date; counting all again with each dialogue would grow with the square of the run."""
         self.trials[trial.unit] = trial
+        if self.hopeless is not None:
+            self._decided = self._decided or self.hopeless(trial)
         counts, score = self._counts, trial.score
         self._counts = replace(
             counts,

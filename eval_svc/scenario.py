@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from chatmill import prompts
 from eval_svc.scorers.base import Scorer
 from eval_svc.taxonomy import Severity
 from eval_svc.transcript import Message
@@ -92,8 +93,8 @@ class Memory:
     canaries: tuple[str, ...] = ()
 
     def lines(self) -> tuple[str, ...]:
-        """What is said to the agent, a fact a line: the profile, then earlier visits, then `facts`. Training
-        renders it alike."""
+        """What the agent is told, fact by fact: the profile, then earlier visits, then `facts`. `chatmill.prompts`
+        joins them, here as in training."""
         said: list[str] = [f"{name}: {value}" for name, value in self.profile.items()]
         for when, messages in self.sessions:
             prefix = f"{when} " if when else ""
@@ -101,8 +102,8 @@ class Memory:
         return (*said, *self.facts)
 
     def known(self) -> str:
-        """All that the agent knows, as one text."""
-        return "\n".join(self.lines())
+        """All that the agent knows, as the text that it is given."""
+        return prompts.system_message("", self.lines())
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from chatmill import paging
 from chatmill.eval import v1
 from chatmill.runtime import Context
 from eval_svc import convert
+from eval_svc.drafts import MAX_TURNS
 from eval_svc.evaluations import Evaluations
 from eval_svc.report import RENDERERS, pieces
 
@@ -59,6 +60,13 @@ class EvalServicer(v1.EvalServiceServicer):
         shown, token = page.cut(found, lambda evaluation: evaluation.record.id)
         return v1.ListEvaluationsResponse(evaluations=map(convert.evaluation_to_proto, shown), next_page_token=token)
 
+    async def ResumeEvaluation(
+        self, request: v1.ResumeEvaluationRequest, context: Context
+    ) -> v1.ResumeEvaluationResponse:
+        """See the contract."""
+        found = await self._evaluations.take_up(convert.evaluation_id(request.name))
+        return v1.ResumeEvaluationResponse(evaluation=convert.evaluation_to_proto(found))
+
     async def CancelEvaluation(
         self, request: v1.CancelEvaluationRequest, context: Context
     ) -> v1.CancelEvaluationResponse:
@@ -92,6 +100,15 @@ class EvalServicer(v1.EvalServiceServicer):
         content = await self._evaluations.report(convert.evaluation_id(request.name), render)
         for piece in pieces(content):
             yield v1.ExportReportResponse(content=piece)
+
+    async def DraftScenarios(
+        self, request: v1.DraftScenariosRequest, context: Context
+    ) -> AsyncIterator[v1.DraftScenariosResponse]:
+        """See the contract."""
+        max_turns = request.max_turns if request.HasField("max_turns") else MAX_TURNS
+        drafts = self._evaluations.drafts(request.dataset, request.max_conversations, request.seed, max_turns)
+        async for draft in drafts:
+            yield convert.draft_to_proto(request.dataset, draft)
 
     async def ListSuites(self, request: v1.ListSuitesRequest, context: Context) -> v1.ListSuitesResponse:
         """See the contract."""

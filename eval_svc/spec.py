@@ -82,6 +82,8 @@ class Spec:
     judge: JudgeSpec | None = None
     customer: TargetSpec | None = None
     turn_timeout_s: float = 60.0
+    latency_turns: int | None = None
+    stop_early: bool = False
 
     def check(self) -> None:
         """Raise InvalidArgument with every field that is out of range."""
@@ -97,6 +99,7 @@ class Spec:
         need(1 <= self.max_output_tokens <= 32_768, "max_output_tokens", "must be from 1 to 32768")
         need(0 <= self.temperature <= 2, "temperature", f"must be from 0 to 2, not {self.temperature}")
         need(0.1 <= self.turn_timeout_s <= 3600, "turn_timeout", "must be from 0.1 s to an hour")
+        need(self.latency_turns is None or 0 <= self.latency_turns <= 1000, "latency_turns", "must be from 0 to 1000")
         gate = self.gate
         for name in ("min_pass_rate", "min_pass_hat_k"):
             value = getattr(gate, name)

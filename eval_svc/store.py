@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
 from eval_svc.result import Trial, TrialScore
+from eval_svc.tables import EVALUATIONS, EVENTS, TIMES, TRIALS, TURNS, UNIT_COLUMNS, prepare
+from eval_svc.timing import Timed
 from eval_svc.transcript import Exchange, Message, Transcript, Unit
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelling", "cancelled"]
@@ -27,81 +29,6 @@ _EXCHANGE = TypeAdapter(Exchange)
 _SCORE = TypeAdapter(TrialScore)
 _MESSAGES = TypeAdapter(tuple[Message, ...])
 
-_meta = sa.MetaData()
-_evaluations = sa.Table(
-    "evaluations",
-    _meta,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("request_id", sa.String(128), unique=True),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("spec", sa.JSON, nullable=False),
-    sa.Column("suite", sa.JSON),
-    sa.Column("suite_id", sa.String(128), nullable=False, default=""),
-    sa.Column("suite_digest", sa.String(64), nullable=False, default=""),
-    sa.Column("targets", sa.JSON, nullable=False),
-    sa.Column("board", sa.Text),
-    sa.Column("progress", sa.JSON),
-    sa.Column("error", sa.JSON),
-    sa.Column("incomplete", sa.Text, nullable=False, default=""),
-    sa.Column("grader", sa.String(16), nullable=False, default=""),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("sequence", sa.Integer, nullable=False, default=0),
-)
-_unit_columns = ("evaluation", "arm", "scenario", "trial", "variant")
-
-
-def _unit_key() -> list[sa.Column[Any]]:
-    return [
-        sa.Column("evaluation", sa.String(64), sa.ForeignKey("evaluations.id"), primary_key=True),
-        sa.Column("arm", sa.String(16), primary_key=True),
-        sa.Column("scenario", sa.String(128), primary_key=True),
-        sa.Column("trial", sa.Integer, primary_key=True),
-        sa.Column("variant", sa.Integer, primary_key=True),
-    ]
-
-
-_turns = sa.Table(
-    "turns",
-    _meta,
-    *_unit_key(),
-    sa.Column("turn", sa.Integer, primary_key=True),
-    sa.Column("user", sa.Text, nullable=False),
-    sa.Column("reply", sa.Text, nullable=False),
-    sa.Column("finish_reason", sa.String(32), nullable=False),
-    sa.Column("status", sa.String(64), nullable=False),
-    sa.Column("started_at", sa.Float, nullable=False),
-    sa.Column("first_token_ms", sa.Float),
-    sa.Column("total_ms", sa.Float, nullable=False),
-    sa.Column("tokens_in", sa.Integer),
-    sa.Column("tokens_out", sa.Integer),
-    sa.Column("exchange", sa.Text, nullable=False),
-)
-_trials = sa.Table(
-    "trials",
-    _meta,
-    *_unit_key(),
-    sa.Column("seed", sa.Integer, nullable=False),
-    sa.Column("passed", sa.Boolean),
-    sa.Column("score_mean", sa.Float),
-    sa.Column("score_min", sa.Float),
-    sa.Column("outcome", sa.String(16), nullable=False),
-    sa.Column("infra", sa.String(64), nullable=False),
-    sa.Column("system", sa.Text, nullable=False),
-    sa.Column("history", sa.Text, nullable=False),
-    sa.Column("exchanges", sa.Text, nullable=False),
-    sa.Column("stopped", sa.Boolean, nullable=False),
-    sa.Column("score", sa.Text, nullable=False),
-)
-_events = sa.Table(
-    "events",
-    _meta,
-    sa.Column("evaluation", sa.String(64), sa.ForeignKey("evaluations.id"), primary_key=True),
-    sa.Column("sequence", sa.Integer, primary_key=True),
-    sa.Column("time", sa.Float, nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("payload", sa.JSON, nullable=False),
-)
 _EXCHANGES = TypeAdapter(tuple[Exchange, ...])
 
 
@@ -117,6 +44,7 @@ class Record:
         progress: the newest counts.
         error: code, message and reason of what ended it; None if nothing did.
         incomplete: why not everything was played; empty if it was.
+        decided: why the rest was left out although nothing went wrong: the gate could not pass any more.
         created_at, ended_at: seconds since the epoch.
         sequence: number of the newest event.
     """
@@ -133,6 +61,7 @@ class Record:
     progress: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
     incomplete: str
+    decided: str | None
     grader: str
     created_at: float
     ended_at: float | None
@@ -166,9 +95,9 @@ class Store:
         self.engine = sa.create_engine(url, **options)
         if url.startswith("sqlite"):
             sa.event.listen(self.engine, "connect", _tune)
-        _meta.create_all(self.engine)
+        prepare(self.engine)
         insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        self._upserts = {table.name: _upsert(insert(table), table) for table in (_turns, _trials)}
+        self._upserts = {table.name: _upsert(insert(table), table) for table in (TURNS, TRIALS, TIMES)}
 
     def close(self) -> None:
         """Let go of the file."""
@@ -178,11 +107,11 @@ class Store:
         """Keep a new evaluation; the second value is False if one with that request id was there, which is returned."""
         with self.engine.begin() as db:
             if request_id:
-                row = db.execute(sa.select(_evaluations).where(_evaluations.c.request_id == request_id)).first()
+                row = db.execute(sa.select(EVALUATIONS).where(EVALUATIONS.c.request_id == request_id)).first()
                 if row is not None:
                     return _record(row), False
             db.execute(
-                _evaluations.insert().values(
+                EVALUATIONS.insert().values(
                     id=evaluation,
                     request_id=request_id or None,
                     state="queued",
@@ -198,36 +127,34 @@ class Store:
     def get(self, evaluation: str) -> Record | None:
         """The evaluation, or None."""
         with self.engine.connect() as db:
-            row = db.execute(sa.select(_evaluations).where(_evaluations.c.id == evaluation)).first()
+            row = db.execute(sa.select(EVALUATIONS).where(EVALUATIONS.c.id == evaluation)).first()
         return _record(row) if row is not None else None
 
     def by_request(self, request_id: str) -> Record | None:
         """The evaluation that was started under this request id, or None."""
         with self.engine.connect() as db:
-            row = db.execute(sa.select(_evaluations).where(_evaluations.c.request_id == request_id)).first()
+            row = db.execute(sa.select(EVALUATIONS).where(EVALUATIONS.c.request_id == request_id)).first()
         return _record(row) if row is not None else None
 
     def update(self, evaluation: str, **values: Any) -> None:
         """Change columns of an evaluation."""
         with self.engine.begin() as db:
-            db.execute(_evaluations.update().where(_evaluations.c.id == evaluation).values(**values))
+            db.execute(EVALUATIONS.update().where(EVALUATIONS.c.id == evaluation).values(**values))
 
     def list(self, *, limit: int, before: Record | None = None, state: str | None = None) -> Sequence[Record]:
         """Newest first; `before` is the last one seen."""
-        query = (
-            sa.select(_evaluations).order_by(_evaluations.c.created_at.desc(), _evaluations.c.id.desc()).limit(limit)
-        )
+        query = sa.select(EVALUATIONS).order_by(EVALUATIONS.c.created_at.desc(), EVALUATIONS.c.id.desc()).limit(limit)
         if before is not None:
             seen = sa.tuple_(before.created_at, before.id)
-            query = query.where(sa.tuple_(_evaluations.c.created_at, _evaluations.c.id) < seen)
+            query = query.where(sa.tuple_(EVALUATIONS.c.created_at, EVALUATIONS.c.id) < seen)
         if state is not None:
-            query = query.where(_evaluations.c.state == state)
+            query = query.where(EVALUATIONS.c.state == state)
         with self.engine.connect() as db:
             return [_record(row) for row in db.execute(query)]
 
     def unfinished(self) -> Sequence[Record]:
         """Evaluations that had not ended when the service did."""
-        query = sa.select(_evaluations).where(_evaluations.c.state.not_in(ENDED)).order_by(_evaluations.c.created_at)
+        query = sa.select(EVALUATIONS).where(EVALUATIONS.c.state.not_in(ENDED)).order_by(EVALUATIONS.c.created_at)
         with self.engine.connect() as db:
             return [_record(row) for row in db.execute(query)]
 
@@ -249,12 +176,12 @@ class Store:
             "tokens_out": reply.tokens_out,
             "exchange": _EXCHANGE.dump_json(exchange).decode(),
         }
-        self._upsert(_turns, values)
+        self._upsert(TURNS, values)
 
     def turns(self, evaluation: str) -> dict[Unit, dict[int, Exchange]]:
         """All answered turns of an evaluation."""
         found: dict[Unit, dict[int, Exchange]] = {}
-        query = sa.select(_turns).where(_turns.c.evaluation == evaluation)
+        query = sa.select(TURNS).where(TURNS.c.evaluation == evaluation)
         with self.engine.connect() as db:
             for row in db.execute(query):
                 found.setdefault(_unit(row), {})[row.turn] = _EXCHANGE.validate_json(row.exchange)
@@ -277,7 +204,7 @@ class Store:
             "stopped": transcript.stopped,
             "score": _SCORE.dump_json(score).decode(),
         }
-        self._upsert(_trials, values)
+        self._upsert(TRIALS, values)
 
     def put_trials(self, evaluation: str, trials: Sequence[Trial]) -> None:
         """Keep many scored dialogues."""
@@ -286,8 +213,8 @@ class Store:
 
     def trials(self, evaluation: str) -> Iterator[Trial]:
         """All scored dialogues of an evaluation, in a fixed order."""
-        query = sa.select(_trials).where(_trials.c.evaluation == evaluation)
-        query = query.order_by(_trials.c.scenario, _trials.c.trial, _trials.c.variant, _trials.c.arm)
+        query = sa.select(TRIALS).where(TRIALS.c.evaluation == evaluation)
+        query = query.order_by(TRIALS.c.scenario, TRIALS.c.trial, TRIALS.c.variant, TRIALS.c.arm)
         with self.engine.connect() as db:
             for row in db.execute(query):
                 yield _trial(row)
@@ -295,26 +222,53 @@ class Store:
     def trial(self, evaluation: str, unit: Unit) -> Trial | None:
         """One scored dialogue, or None."""
         with self.engine.connect() as db:
-            row = db.execute(sa.select(_trials).where(*_matches(_trials, evaluation, unit))).first()
+            row = db.execute(sa.select(TRIALS).where(*_matches(TRIALS, evaluation, unit))).first()
         return _trial(row) if row is not None else None
 
     def add_event(self, evaluation: str, kind: str, payload: Mapping[str, Any]) -> Event:
         """Append an event under the next sequence number."""
         now = time.time()
         with self.engine.begin() as db:
-            raised = _evaluations.update().where(_evaluations.c.id == evaluation)
-            raised = raised.values(sequence=_evaluations.c.sequence + 1)
-            sequence = int(db.execute(raised.returning(_evaluations.c.sequence)).scalar_one())
+            raised = EVALUATIONS.update().where(EVALUATIONS.c.id == evaluation)
+            raised = raised.values(sequence=EVALUATIONS.c.sequence + 1)
+            sequence = int(db.execute(raised.returning(EVALUATIONS.c.sequence)).scalar_one())
             row = {"evaluation": evaluation, "sequence": sequence, "time": now, "kind": kind, "payload": dict(payload)}
-            db.execute(_events.insert().values(row))
+            db.execute(EVENTS.insert().values(row))
         return Event(sequence, now, kind, payload)
 
     def events(self, evaluation: str, after: int, limit: int = 500) -> Sequence[Event]:
         """Events behind a sequence number, oldest first."""
-        query = sa.select(_events).where(_events.c.evaluation == evaluation, _events.c.sequence > after)
+        query = sa.select(EVENTS).where(EVENTS.c.evaluation == evaluation, EVENTS.c.sequence > after)
         with self.engine.connect() as db:
-            rows = db.execute(query.order_by(_events.c.sequence).limit(limit)).all()
+            rows = db.execute(query.order_by(EVENTS.c.sequence).limit(limit)).all()
         return [Event(row.sequence, row.time, row.kind, row.payload) for row in rows]
+
+    def reopen(self, evaluation: str, spec: Mapping[str, Any]) -> None:
+        """Make an ended evaluation one that waits, under this spec; its end becomes an event like any other, so that
+        who watches from the beginning does not stop there."""
+        with self.engine.begin() as db:
+            kept = {
+                "state": "queued",
+                "ended_at": None,
+                "error": None,
+                "incomplete": "",
+                "decided": None,
+                "board": None,
+            }
+            db.execute(EVALUATIONS.update().where(EVALUATIONS.c.id == evaluation).values(**kept, spec=dict(spec)))
+            ends = EVENTS.update().where(EVENTS.c.evaluation == evaluation, EVENTS.c.kind == "finished")
+            db.execute(ends.values(kind="state", payload={"state": "queued"}))
+
+    def put_time(self, evaluation: str, timed: Timed) -> None:
+        """Keep the times of a reply that was asked for by itself."""
+        with self.engine.begin() as db:
+            db.execute(self._upserts[TIMES.name], {"evaluation": evaluation, **asdict(timed)})
+
+    def times(self, evaluation: str) -> Sequence[Timed]:
+        """All replies that were timed by themselves, in order."""
+        query = sa.select(TIMES).where(TIMES.c.evaluation == evaluation).order_by(TIMES.c.arm, TIMES.c.number)
+        with self.engine.connect() as db:
+            return [Timed(row.arm, row.number, row.first_token_ms, row.total_ms) for row in db.execute(query)]
 
     def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> None:
         with self.engine.begin() as db:
@@ -344,7 +298,7 @@ def _record(row: Any) -> Record:
 
 
 def _unit_values(evaluation: str, unit: Unit) -> dict[str, Any]:
-    return dict(zip(_unit_columns, (evaluation, unit.arm, unit.scenario, unit.trial, unit.variant), strict=True))
+    return dict(zip(UNIT_COLUMNS, (evaluation, unit.arm, unit.scenario, unit.trial, unit.variant), strict=True))
 
 
 def _matches(table: sa.Table, evaluation: str, unit: Unit) -> list[sa.ColumnElement[bool]]:

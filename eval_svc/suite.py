@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,15 @@ class Suite:
     @classmethod
     def from_snapshot(cls, data: Mapping[str, Any]) -> Suite:
         """The suite that a snapshot was made of."""
-        scenarios = tuple(scenario_from_mapping(raw, f"{data['id']}[{i}]") for i, raw in enumerate(data["scenarios"]))
-        return cls(data["id"], data["version"], scenarios, data["title"], data["description"], data["trials"])
+        return _restored(json.dumps(data, sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _restored(snapshot: str) -> Suite:
+    """A run, its count and each report ask for the same one; checking hundreds of scenarios takes a second."""
+    data = json.loads(snapshot)
+    scenarios = tuple(scenario_from_mapping(raw, f"{data['id']}[{i}]") for i, raw in enumerate(data["scenarios"]))
+    return Suite(data["id"], data["version"], scenarios, data["title"], data["description"], data["trials"])
 
 
 def _plain(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from eval_svc.result import Trial
 from eval_svc.scenario import Scenario
 from eval_svc.statistics import Interval, pass_hat_k, percentile, rate_interval, upper_bound_of_zero, wilson
 from eval_svc.suite import Suite
+from eval_svc.timing import Timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ class ArmSummary:
         critical_rate: share of scored dialogues with a critical error, and `critical_bound` the upper bound of it
             (95%): exact where none was seen, else Wilson's.
         glitch_rate: share of scored turns in which a detector found something.
+        latency: of replies that were timed one at a time, if any were; else of the run's.
+        latency_under_load: of the run's replies; None if `latency` is theirs.
+        cut_histories: replies before which the endpoint left out the beginning of the history.
         judged_checks: checks that should have been judged, and `unscored` of them could not be.
     """
 
@@ -121,6 +125,8 @@ class ArmSummary:
     robustness: float | None
     mean_ratio: float | None
     exact_rate: float | None
+    latency_under_load: Latency | None = None
+    cut_histories: int = 0
 
     @property
     def infra_rate(self) -> float:
@@ -128,8 +134,10 @@ class ArmSummary:
         return self.infra / self.played if self.played else 0.0
 
 
-def summarise(suite: Suite, trials: Sequence[Trial], target: str, priced_as: str = "") -> ArmSummary:
-    """The scores of one side; `trials` are its own, every wording included."""
+def summarise(
+    suite: Suite, trials: Sequence[Trial], target: str, priced_as: str = "", timed: Sequence[Timed] = ()
+) -> ArmSummary:
+    """The scores of one side; `trials` are its own, every wording included, `timed` the replies timed one at a time."""
     decisive = {s.id for s in suite.scenarios if not s.simulated}
     counted = [t for t in trials if t.unit.scenario in decisive]
     scored = [t for t in counted if t.score.passed is not None]
@@ -149,6 +157,7 @@ def summarise(suite: Suite, trials: Sequence[Trial], target: str, priced_as: str
     said = [c for c in ratios if c.note != "a person really took over here"]
     tokens_in = sum(r.tokens_in or 0 for t in counted for _, r in t.transcript.played)
     tokens_out = sum(r.tokens_out or 0 for t in counted for _, r in t.transcript.played)
+    alone = _latency_alone(timed)
     agreeing = [s.variants_agree for s in scenarios if s.variants_agree is not None]
     return ArmSummary(
         target=target,
@@ -174,7 +183,9 @@ def summarise(suite: Suite, trials: Sequence[Trial], target: str, priced_as: str
         infra=sum(1 for t in counted if t.score.infra is not None),
         played=len(counted),
         handovers=_handovers(main),
-        latency=_latency(counted),
+        latency=alone or _latency(counted),
+        latency_under_load=_latency(counted) if alone else None,
+        cut_histories=sum(1 for t in counted for _, r in t.transcript.played if r.cut_messages),
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         price=price_of(priced_as, tokens_in, tokens_out, len(counted)),
@@ -250,8 +261,16 @@ def _handovers(trials: Sequence[Trial]) -> Handovers:
 
 def _latency(trials: Sequence[Trial]) -> Latency:
     replies = [r for t in trials for _, r in t.transcript.played if r.failure is None]
-    totals = [r.total_ms for r in replies]
     firsts = [r.first_token_ms for r in replies if r.first_token_ms is not None]
+    return _times(firsts, [r.total_ms for r in replies], max((r.concurrency for r in replies), default=0))
+
+
+def _latency_alone(timed: Sequence[Timed]) -> Latency | None:
+    totals = [t.total_ms for t in timed if t.total_ms is not None]
+    return _times([t.first_token_ms for t in timed if t.first_token_ms is not None], totals, 1) if totals else None
+
+
+def _times(firsts: Sequence[float], totals: Sequence[float], concurrency: int) -> Latency:
     return Latency(
         first_token_p50=percentile(firsts, 0.5),
         first_token_p95=percentile(firsts, 0.95),
@@ -259,6 +278,6 @@ def _latency(trials: Sequence[Trial]) -> Latency:
         p50=percentile(totals, 0.5),
         p95=percentile(totals, 0.95),
         p99=percentile(totals, 0.99),
-        concurrency=max((r.concurrency for r in replies), default=0),
-        replies=len(replies),
+        concurrency=concurrency,
+        replies=len(totals),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from chatmill import prompts
 from eval_svc.transcript import Message, Reply
 
 MAX_REPLY_CHARS = 65_536
@@ -40,8 +41,8 @@ class TurnRequest:
 
     @property
     def prompt(self) -> str:
-        """System prompt and facts as one text, joined as in training."""
-        return "\n".join(part for part in (self.system, *self.facts) if part)
+        """System prompt and facts as one text, joined as in training and service."""
+        return prompts.system_message(self.system, self.facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class Reply:
         total_ms: from sending the request to the end.
         tokens_in, tokens_out: as the endpoint counted them; None if it did not.
         retries: how many attempts failed for infrastructure reasons before this one.
+        cut_messages: how many of the oldest messages the endpoint left out, because they did not fit.
         concurrency: conversations in flight when this one was sent; latency means little without it.
         failure: why the reply is not complete, or None.
     """
@@ -87,6 +88,7 @@ class Reply:
     tokens_out: int | None = None
     retries: int = 0
     concurrency: int = 1
+    cut_messages: int = 0
     failure: Failure | None = None
 
     @property

@@ -65,14 +65,18 @@ def judge_run(
     comparison: Comparison | None,
     *,
     incomplete: str = "",
+    decided: str = "",
 ) -> GateResult:
     """Apply the gate. A run that did not end, or lost too much to infrastructure, is invalid whatever its numbers say.
 
     Args:
         incomplete: why the run did not end; empty if it did.
+        decided: why it was ended early, although nothing went wrong: the gate could not pass any more.
     """
     validity = list(_validity(candidate, baseline, incomplete))
     conditions = [*validity, *_conditions(gate, candidate, baseline, comparison)]
+    if decided:
+        conditions.append(Condition("the gate could still pass when the run was ended", decided, False))
     if not all(c.passed for c in validity):
         return GateResult("invalid", tuple(conditions))
     return GateResult("passed" if all(c.passed for c in conditions) else "failed", tuple(conditions))

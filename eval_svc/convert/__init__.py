@@ -11,6 +11,7 @@ from eval_svc.convert.requests import (
 from eval_svc.convert.results import (
     check_to_proto,
     comparison_to_proto,
+    draft_to_proto,
     evaluation_to_proto,
     event_to_proto,
     gate_to_proto,
@@ -24,6 +25,7 @@ from eval_svc.convert.results import (
 __all__ = [
     "check_to_proto",
     "comparison_to_proto",
+    "draft_to_proto",
     "evaluation_id",
     "evaluation_to_proto",
     "event_to_proto",

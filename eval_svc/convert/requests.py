@@ -69,6 +69,8 @@ def spec_from_proto(message: v1.EvaluationSpec) -> Spec:
         judge=_judge(message.judge) if message.HasField("judge") else None,
         customer=_target(message.customer, "spec.customer") if message.HasField("customer") else None,
         turn_timeout_s=_seconds(message.turn_timeout) if message.HasField("turn_timeout") else 60.0,
+        latency_turns=message.latency_turns if message.HasField("latency_turns") else None,
+        stop_early=message.stop_early,
     )
 
 
@@ -118,6 +120,8 @@ def spec_to_proto(spec: Spec) -> v1.EvaluationSpec:
         temperature=spec.temperature,
         labels=spec.labels,
         policies=spec.policies,
+        latency_turns=spec.latency_turns,
+        stop_early=spec.stop_early,
     )
     if spec.replay is not None:
         replay = spec.replay

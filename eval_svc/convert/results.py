@@ -15,13 +15,14 @@ from chatmill.eval import v1
 from eval_svc.board import Board
 from eval_svc.comparison import Comparison
 from eval_svc.convert.requests import STATES, spec_to_proto
+from eval_svc.drafts import Draft
 from eval_svc.evaluations import Evaluation
 from eval_svc.result import CheckResult, Glitch, Trial
 from eval_svc.result import TurnScore as DomainTurn
 from eval_svc.statistics import Interval
 from eval_svc.store import Event
 from eval_svc.suite import Suite
-from eval_svc.summary import ArmSummary
+from eval_svc.summary import ArmSummary, Latency
 from eval_svc.transcript import Exchange, Reply
 from eval_svc.verdict import GateResult
 
@@ -123,15 +124,9 @@ def score_to_proto(arm: ArmSummary) -> v1.Score:
             unexpected_count=arm.handovers.unexpected,
             needless_count=arm.handovers.needless,
         ),
-        latency=v1.LatencyScore(
-            first_token_p50_ms=arm.latency.first_token_p50,
-            first_token_p95_ms=arm.latency.first_token_p95,
-            total_mean_ms=arm.latency.mean,
-            total_p50_ms=arm.latency.p50,
-            total_p95_ms=arm.latency.p95,
-            total_p99_ms=arm.latency.p99,
-            concurrency=arm.latency.concurrency,
-        ),
+        latency=_latency(arm.latency),
+        latency_under_load=_latency(arm.latency_under_load) if arm.latency_under_load is not None else None,
+        cut_history_count=arm.cut_histories,
         prompt_tokens=arm.tokens_in,
         output_tokens=arm.tokens_out,
         price_per_conversation_usd=arm.price.per_conversation_usd,
@@ -147,6 +142,19 @@ def score_to_proto(arm: ArmSummary) -> v1.Score:
         flaky_count=sum(1 for s in arm.scenarios if s.flaky),
         robustness=arm.robustness,
         price_note=arm.price.note,
+    )
+
+
+def _latency(latency: Latency) -> v1.LatencyScore:
+    return v1.LatencyScore(
+        first_token_p50_ms=latency.first_token_p50,
+        first_token_p95_ms=latency.first_token_p95,
+        total_mean_ms=latency.mean,
+        total_p50_ms=latency.p50,
+        total_p95_ms=latency.p95,
+        total_p99_ms=latency.p99,
+        concurrency=latency.concurrency,
+        reply_count=latency.replies,
     )
 
 
@@ -252,6 +260,13 @@ def _glitch(glitch: Glitch, text: str) -> v1.CheckResult:
         evidence="; ".join(part for part in (glitch.evidence, glitch.note) if part),
         span_start=start,
         span_end=start + len(glitch.evidence) if start >= 0 else -1,
+    )
+
+
+def draft_to_proto(dataset: str, draft: Draft) -> v1.DraftScenariosResponse:
+    """What became of one conversation."""
+    return v1.DraftScenariosResponse(
+        item=f"{dataset}/items/{draft.item}", scenario=draft.scenario, yaml=draft.text, left_out=draft.left_out
     )
 
 

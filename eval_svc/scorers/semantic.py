@@ -1,8 +1,8 @@
 """The semantic check: likeness of meaning by sentence embeddings, guarded where embeddings are blind.
 
-"I will reset it" and "I will never reset it" have nearly the same embedding, and so have "3 days" and "30 days". The
-guards compare negation and numbers; a likeness that they contradict fails with a note. It stays a soft check in any
-case.
+"I will reset it" and "I will never reset it" have nearly the same embedding, and so have "3 days" and "thirty days".
+The guards compare negation and numbers, in digits or words; a likeness that they contradict fails with a note. It stays
+a soft check in any case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import regex
 
+from eval_svc.numerals import numbers
 from eval_svc.scorers.base import SCORERS, Finding, Stage, View, verdict
 from eval_svc.scorers.words import Texts, listed
 from eval_svc.text import plain, sentences
@@ -22,7 +23,6 @@ _NEGATION = regex.compile(
     r"wasn't|weren't|couldn't|shouldn't|wouldn't|unable|refuse[sd]?|decline[sd]?)\b"
     r"|不|没|无|未|别|勿|禁止|拒绝"
 )
-_NUMBER = regex.compile(r"\d+(?:\.\d+)?")
 
 
 def conflict(value: str, said: str) -> str:
@@ -30,9 +30,10 @@ def conflict(value: str, said: str) -> str:
     left, right = plain(value), plain(said)
     if bool(_NEGATION.search(left)) != bool(_NEGATION.search(right)):
         return "one is negated and the other is not"
-    wanted, given = set(_NUMBER.findall(left)), set(_NUMBER.findall(right))
+    wanted, given = ({value for _, _, value in numbers(text)} for text in (left, right))
     if wanted and not wanted <= given:
-        return f"numbers differ: {', '.join(sorted(wanted))} and {', '.join(sorted(given)) or 'none'}"
+        told = [", ".join(f"{value:g}" for value in sorted(side)) or "none" for side in (wanted, given)]
+        return f"numbers differ: {told[0]} and {told[1]}"
     return ""
 
 

@@ -12,12 +12,12 @@ import regex
 from jsonschema.validators import extend
 from referencing import Registry as References
 
+from eval_svc.numerals import DIGITS, numbers
 from eval_svc.scorers.base import SCORERS, Check, Finding, View, verdict
 from eval_svc.scorers.patterns import search
 from eval_svc.text import normalise, plain
 
 _FENCE = regex.compile(r"```(?:json)?\s*(.*?)```", regex.DOTALL | regex.IGNORECASE)
-_NUMBER = regex.compile(r"(?<![\p{Latin}\d.])-?\d+(?:\.\d+)?(?![\d]|\.\d)")
 
 
 def _timed_pattern(validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
@@ -71,7 +71,7 @@ class JsonSchema(Check):
 @SCORERS.register("number")
 @dataclass(frozen=True)
 class Number(Check):
-    """Passes if a number of the text, in the unit asked for, is one of the values.
+    """Passes if a number of the text, in the unit asked for, is one of the values. With a unit, number words count too.
 
     Attributes:
         value: the right number, or all that are right.
@@ -114,8 +114,9 @@ class Number(Check):
     def _numbers(self, text: str) -> Iterator[tuple[float, str]]:
         normal = normalise(text)
         units = [plain(u) for u in ((self.unit,) if isinstance(self.unit, str) else self.unit) if u.strip()]
-        for match in _NUMBER.finditer(normal.text):
-            start, end = match.span()
+        # without a unit, "two" is as often a word as a figure
+        found = numbers(normal.text) if units else ((*m.span(), float(m.group())) for m in DIGITS.finditer(normal.text))
+        for start, end, value in found:
             if units:
                 after, before = normal.text[end:].lstrip(" -"), normal.text[:start].rstrip()
                 behind = next((u for u in units if after.startswith(u)), None)
@@ -123,4 +124,4 @@ class Number(Check):
                     end = normal.text.index(behind, end) + len(behind)
                 elif not any(before.endswith(u) for u in units):
                     continue
-            yield float(match.group()), normal.quote(start, end)
+            yield value, normal.quote(start, end)

@@ -80,7 +80,7 @@ async def test_memory_reaches_the_agent_as_facts() -> None:
     agent = ScriptedAgent(lambda _: "hello")
     held = suite(scenario("s", memory={"profile": {"order": "A-77"}, "facts": ["Likes tea."]}))
     await finish(evaluations(held, {"a": agent}), spec(system_prompt="You are Mila."))
-    assert agent.requests[0].prompt == "You are Mila.\norder: A-77\nLikes tea."
+    assert agent.requests[0].prompt == "You are Mila.\norder: A-77 Likes tea."
 
 
 async def test_concurrency_is_bounded_and_used() -> None:

@@ -43,6 +43,8 @@ BEHAVIOURS = {
     "good": HEAD + chunk(role="assistant", content="Hello ") + chunk(content="there.") + chunk(finish="stop") + usage(),
     "call": HEAD + chunk(tool_calls=CALL) + chunk(tool_calls=REST) + chunk(finish="tool_calls") + usage(),
     "cut": HEAD + chunk(content="Hello ") + chunk(finish="length") + usage(),
+    "judge-yes": HEAD + chunk(content='It says 30.\n{"verdict": "yes"}') + chunk(finish="stop") + usage(),
+    "judge-no": HEAD + chunk(content='It lacks it.\n{"verdict": "no"}') + chunk(finish="stop") + usage(),
     "broken": HEAD + chunk(content="Hello "),
     "rubbish": HEAD + "data: {not json}\n\n",
     "busy": refuse("429 Too Many Requests", "Retry-After: 2\r\n"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 
 from chatmill.errors import InvalidArgument, NotFound, Unavailable
 from chatmill.plugins import parse_parameters
+from eval_svc.numerals import numbers
 from eval_svc.scorers import SCORERS, Finding, Services, View
+from eval_svc.scorers.base import Embedder
 from eval_svc.scorers.judge import decide, parse_vote, render
+from eval_svc.semantic import local_embedder
 from eval_svc.text import normalise, plain, script_share, words
 from eval_svc.transcript import Failure, Message, Reply, ToolCall
 
@@ -242,6 +246,10 @@ class Vectors:
         ("I help you reset it", "I will never reset that", "fail"),
         ("It takes 3 days", "It takes 30 days", "fail"),
         ("It takes 3 days", "Yes, it takes 3 days", "pass"),
+        ("It takes 3 days", "It takes thirty days", "fail"),
+        ("It takes three days", "Yes, it takes 3 days", "pass"),
+        ("三天内送到", "三十天内送到", "fail"),
+        ("三天内送到", "3天内送到", "pass"),
         ("可以退货", "不可以退货", "fail"),
     ],
 )
@@ -249,6 +257,39 @@ def test_likeness_of_meaning_is_guarded(value: str, reply: str, expected: str) -
     alike = Vectors({value: (1.0, 0.0), reply: (0.95, 0.1)})
     found = scorer({"type": "semantic", "value": value}).score(view(reply, services=Services(embedder=alike)))
     assert found.verdict == expected, found
+
+
+REAL_PAIRS = [
+    ("I can help you reset your password.", "Sure, I will help you to reset the password.", "pass"),
+    ("I can help you reset your password.", "I will never help you reset a password.", "fail"),
+    ("You can return it within 30 days.", "Returns are possible within 30 days of delivery.", "pass"),
+    ("You can return it within 30 days.", "Returns are possible within 14 days of delivery.", "fail"),
+    ("You can return it within 30 days.", "Returns are possible within fourteen days of delivery.", "fail"),
+    ("You can return it within 30 days.", "You can return it within thirty days.", "pass"),
+    ("You can return it within 30 days.", "Our lamps are made of brass and glass.", "fail"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("value", "reply", "expected"), REAL_PAIRS)
+def test_the_packaged_model_and_its_guards(value: str, reply: str, expected: str) -> None:
+    embedder = packaged()
+    found = scorer({"type": "semantic", "value": value}).score(view(reply, services=Services(embedder=embedder)))
+    assert found.verdict == expected, found
+    unguarded = {"type": "semantic", "value": value, "guard": False}
+    if "never" in reply or "ourteen" in reply:
+        alike = scorer(unguarded).score(view(reply, services=Services(embedder=embedder)))
+        assert alike.verdict == "pass", "without the guard the model takes them for the same"
+
+
+@lru_cache(maxsize=1)
+def packaged() -> Embedder:
+    found = local_embedder()
+    assert found is not None, "pip install -e '.[semantic]'"
+    (vector,) = found(["hello"])
+    assert len(vector) == 384
+    assert abs(sum(x * x for x in vector) - 1) < 1e-3
+    return found
 
 
 def test_without_an_embedder_meaning_is_unscored() -> None:
@@ -278,3 +319,37 @@ def test_words_and_scripts() -> None:
     assert words("don't 退货 ok") == ["don't", "退", "货", "ok"]
     assert script_share("退货 please", "zh") == pytest.approx(0.5)
     assert script_share("123", "en") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("within 30 days or 1000 miles", [30, 1000]),
+        ("within thirty days", [30]),
+        ("twenty-one days, not two hundred and fifty", [21, 250]),
+        ("a thousand two hundred euros", [1200]),
+        ("one of us called; it takes one week", [1]),
+        ("五天之内，三十天，两百五十元，一万二千元", [5, 30, 250, 12000]),
+        ("请稍等一下，一天就好", [1]),
+        ("some text without any", []),
+        ("十分抱歉，万一没到请千万告诉我们", []),
+        ("order KM-99871", [99871]),
+    ],
+)
+def test_numbers_are_read_in_digits_and_words(text: str, values: list[float]) -> None:
+    assert [value for _, _, value in numbers(normalise(text).text)] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("You have thirty days.", "pass"),
+        ("You have fourteen days.", "fail"),
+        ("您有三十天的时间。", "pass"),
+        ("您有十四天的时间。", "fail"),
+        ("You have time.", "n/a"),
+    ],
+)
+def test_a_period_told_in_words_is_checked_like_one_in_digits(text: str, expected: str) -> None:
+    check = {"type": "number", "value": 30, "unit": ["days", "天"], "only": True}
+    assert scorer(check).score(view(text)).verdict == expected

@@ -9,150 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from google.protobuf.duration_pb2 import Duration
 
-from chatmill.common.v1 import JobState, Message, Role, ToolCall
+from chatmill.common.v1 import JobState, Role
 from chatmill.dataset import v1 as dataset_v1
-from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound
 from chatmill.eval import v1
-from chatmill.factory import v1 as factory_v1
 from chatmill.inference import v1 as inference_v1
-from chatmill.runtime.server import Service
-from chatmill.runtime.testing import local_config, running
-from eval_svc.__main__ import build
+from eval_svc.scenario_file import scenario_from_mapping
+from eval_svc.target import MAX_REPLY_CHARS
 
-SCENARIO = """\
-schema: 1
-id: {id}
-kind: {kind}
-persona: {{language: en}}
-memory: {{facts: ["The customer is Ana."]}}
-turns:
-  - user: "{user}"
-    expect: [{{type: contains_any, value: "{value}"}}]
-{final}
-"""
-
-
-class Registry(factory_v1.RegistryServiceServicer):
-    """Two models, and the scores that are written into them."""
-
-    def __init__(self) -> None:
-        self.records: list[Any] = []
-
-    async def GetModel(self, request: Any, context: Any) -> Any:
-        name = request.name.removeprefix("models/").split("/")[0]
-        if name not in ("tuned", "base"):
-            raise NotFound(f"no model {request.name}")
-        return factory_v1.GetModelResponse(
-            model=factory_v1.Model(name=f"models/{name}/versions/1", revision=f"sha256:{name}")
-        )
-
-    async def RecordEvaluation(self, request: Any, context: Any) -> Any:
-        self.records.append(request)
-        return factory_v1.RecordEvaluationResponse()
-
-
-class Inference(inference_v1.InferenceServiceServicer):
-    """Answers by rules; `base` knows nothing."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-
-    async def ListServedModels(self, request: Any, context: Any) -> Any:
-        return inference_v1.ListServedModelsResponse()
-
-    async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        self.requests.append(request.spec)
-        user = request.spec.messages[-1].content
-        events: list[Any] = [{"started": inference_v1.Started(prompt_tokens=12)}]
-        finish = inference_v1.FinishReason.FINISH_REASON_END_OF_TURN
-        if "busy" in user:
-            raise ResourceExhausted("the queue is full", retry_after=0.01)
-        if "complaint" in user and "tuned" in request.spec.model:
-            call = ToolCall(id="0", name="transfer_to_human", arguments_json='{"reason": "complaint"}')
-            events.append({"handoff": inference_v1.Handoff(reason="complaint", tool_call=call)})
-            finish = inference_v1.FinishReason.FINISH_REASON_TOOL_CALLS
-        else:
-            text = "Hello Ana, 30 days." if "tuned" in request.spec.model else "xx"
-            events.append({"delta": inference_v1.Delta(text=text[:4], character_offset=0)})
-            events.append({"delta": inference_v1.Delta(text=text[4:], character_offset=4)})
-        usage = inference_v1.Usage(prompt_tokens=12, output_tokens=5)
-        events.append({"finished": inference_v1.Finished(finish_reason=finish, usage=usage)})
-        for i, event in enumerate(events):
-            yield inference_v1.GenerateResponse(event=inference_v1.GenerationEvent(sequence=i, **event))
-
-
-class Datasets(dataset_v1.DatasetServiceServicer):
-    """Held-back conversations."""
-
-    async def StreamItems(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        if request.dataset != "datasets/shop":
-            raise NotFound(f"no dataset {request.dataset}")
-        assert request.split == dataset_v1.Split.SPLIT_TEST
-        said = [
-            (Role.ROLE_USER, "How long can I return it?"),
-            (Role.ROLE_ASSISTANT, "Hello Ana, 30 days!"),
-            (Role.ROLE_USER, "This is a complaint!"),
-            (Role.ROLE_ASSISTANT, "I am sorry to hear that."),
-        ]
-        for i in range(request.start_index, 8):
-            item = dataset_v1.Item(
-                name=f"datasets/shop/items/c{i}",
-                index=i,
-                messages=[Message(role=role, content=text) for role, text in said],
-                human_intervention_idx=3,
-                language="en",
-            )
-            yield dataset_v1.StreamItemsResponse(items=[item])
-
-
-class Mesh:
-    """The four services as far as an evaluation needs them."""
-
-    def __init__(self, stub: Any, registry: Registry, inference: Inference) -> None:
-        self.stub, self.registry, self.inference = stub, registry, inference
-
-    async def run(self, **spec: Any) -> tuple[Any, list[Any]]:
-        spec = {"candidate": model("tuned"), **spec}
-        request = v1.RunEvaluationRequest(spec=v1.EvaluationSpec(**spec))
-        events = [response async for response in self.stub.RunEvaluation(request)]
-        assert events[-1].event.HasField("finished")
-        return events[-1].event.finished, events
-
-
-def model(name: str) -> v1.Target:
-    return v1.Target(model=f"models/{name}")
+from .small_mesh import SCENARIO, Mesh, model, small_mesh
+from .test_openai_target import server as server
 
 
 @pytest.fixture
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    suites = tmp_path / "suites" / "shop"
-    suites.mkdir(parents=True)
-    handed = "final: {outcome: handoff}"
-    texts = {
-        f"r{i}": SCENARIO.format(id=f"r{i}", kind="happy", user=f"return {i}?", value="30", final="") for i in range(7)
-    }
-    texts["h"] = SCENARIO.format(id="h", kind="handoff", user="a complaint", value="x", final=handed)
-    texts["h"] = texts["h"].replace('    expect: [{type: contains_any, value: "x"}]\n', "")
-    for name, text in texts.items():
-        (suites / f"{name}.yaml").write_text(text)
-    (suites / "suite.yaml").write_text('schema: 1\nid: shop\nversion: 1\ntitle: Shop\nscenarios: ["*.yaml"]\n')
-    (suites / "busy").mkdir()
-    busy = SCENARIO.format(id="busy", kind="happy", user="busy", value="30", final="")
-    (suites / "busy" / "busy.yaml").write_text(busy)
-    registry, inference = Registry(), Inference()
-    config = local_config(tmp_path / "home")
-    add_inference = inference_v1.add_InferenceServiceServicer_to_server
-    async with (
-        running(Service("factory", [(factory_v1.add_RegistryServiceServicer_to_server, registry)]), config) as one,
-        running(Service("inference", [(add_inference, inference)]), config) as two,
-        running(Service("dataset", [(dataset_v1.add_DatasetServiceServicer_to_server, Datasets())]), config) as three,
-    ):
-        peers = {"factory": one, "inference": two, "dataset": three}
-        targets = {f"mesh.peers.{name}": harness.running.target for name, harness in peers.items()}
-        mine = local_config(tmp_path / "home", {"eval.suite_roots": str(tmp_path), **targets})
-        async with running(await build(mine), mine) as evaluation:
-            yield Mesh(v1.EvalServiceStub(evaluation.channel), registry, inference)
+    async with small_mesh(tmp_path) as made:
+        yield made
 
 
 async def test_a_run_streams_and_ends_with_both_scores(mesh: Mesh) -> None:
@@ -296,3 +171,124 @@ async def test_a_suite_can_be_checked_without_a_run(mesh: Mesh) -> None:
     spec.scenario_suite = "suites/nowhere"
     with pytest.raises(NotFound):
         [r async for r in mesh.stub.RunEvaluation(v1.RunEvaluationRequest(spec=spec, validate_only=True))]
+
+
+async def test_replies_are_timed_one_at_a_time_after_the_run(mesh: Mesh) -> None:
+    done, _ = await mesh.run(scenario_suite="suites/shop", latency_turns=4, concurrency=8)
+    asked = [r.conversation_id for r in mesh.inference.requests]
+    assert sum("/latency/" in name for name in asked) == 4
+    assert sum("/warm-up/" in name for name in asked) == 2
+    assert (done.candidate.latency.concurrency, done.candidate.latency.reply_count) == (1, 4)
+    assert done.candidate.latency_under_load.reply_count == 8
+    assert done.candidate.latency_under_load.concurrency > 1
+    none, _ = await mesh.run(scenario_suite="suites/shop", latency_turns=0)
+    assert none.candidate.latency.reply_count == 8
+    assert not none.candidate.HasField("latency_under_load")
+
+
+async def test_scenarios_are_drafted_of_held_back_conversations_alone(mesh: Mesh) -> None:
+    request = v1.DraftScenariosRequest(dataset="datasets/shop", max_conversations=3)
+    drafts = [d async for d in mesh.stub.DraftScenarios(request)]
+    assert len(drafts) == 3
+    assert all(d.item.startswith("datasets/shop/items/c") for d in drafts)
+    made = scenario_from_mapping(yaml.safe_load(drafts[0].yaml))
+    assert (made.kind, made.outcomes, made.source["split"]) == ("handoff", ("handoff",), "test")
+    with pytest.raises(NotFound, match="no dataset"):
+        [d async for d in mesh.stub.DraftScenarios(v1.DraftScenariosRequest(dataset="datasets/none"))]
+    mesh.datasets.split = dataset_v1.Split.SPLIT_TRAIN
+    with pytest.raises(FailedPrecondition, match="training row"):
+        [d async for d in mesh.stub.DraftScenarios(request)]
+
+
+async def test_a_run_that_was_given_up_can_be_taken_up_again(mesh: Mesh, tmp_path: Path) -> None:
+    path = str(tmp_path / "suites" / "shop" / "busy" / "busy.yaml")
+    done, _ = await mesh.run(scenario_suite=path)
+    assert done.gate.state == v1.GateState.GATE_STATE_INVALID
+    mesh.inference.free = True
+    taken = await mesh.stub.ResumeEvaluation(v1.ResumeEvaluationRequest(name=done.name))
+    assert taken.evaluation.state in (JobState.JOB_STATE_QUEUED, JobState.JOB_STATE_RUNNING)
+    watched = [r.event async for r in mesh.stub.WatchEvaluation(v1.WatchEvaluationRequest(name=done.name))]
+    assert [e.sequence for e in watched] == list(range(1, len(watched) + 1))
+    assert [e.HasField("finished") for e in watched].count(True) == 1
+    again = watched[-1].finished
+    assert again.gate.state == v1.GateState.GATE_STATE_PASSED
+    assert (again.candidate.pass_rate, again.candidate.infra_count) == (1.0, 0)
+    with pytest.raises(FailedPrecondition, match="nothing left"):
+        await mesh.stub.ResumeEvaluation(v1.ResumeEvaluationRequest(name=done.name))
+
+
+async def test_cut_histories_are_counted(mesh: Mesh) -> None:
+    mesh.inference.cut = 3
+    done, _ = await mesh.run(scenario_suite="suites/shop", latency_turns=0)
+    assert done.candidate.cut_history_count == 8
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"),
+    [
+        ("hang", "timeout"),
+        ("silence", "empty"),
+        ("flood", "oversized"),
+        ("lump", "oversized"),
+        ("half", "stream_broken"),
+        ("unfinished", "stream_broken"),
+    ],
+)
+async def test_what_a_customer_would_see_is_the_agents_error(
+    mesh: Mesh, tmp_path: Path, behaviour: str, error: str
+) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(SCENARIO.format(id="one", kind="happy", user=behaviour, value="30", final=""))
+    timeout = Duration(seconds=1) if behaviour == "hang" else Duration(seconds=20)
+    done, events = await mesh.run(scenario_suite=str(path), turn_timeout=timeout, latency_turns=0)
+    assert done.state == JobState.JOB_STATE_SUCCEEDED
+    assert (done.candidate.infra_count, done.candidate.pass_rate) == (0, 0.0)
+    assert done.candidate.errors[error] == 1
+    assert sum(1 for r in mesh.inference.requests if r.messages[-1].content == behaviour) == 1, "no retry"
+    trial = next(e.event.trial for e in events if e.event.HasField("trial"))
+    assert len(trial.turns[0].reply.content) <= MAX_REPLY_CHARS
+
+
+async def test_one_bad_endpoint_among_good_replies_is_marked_and_the_rest_counts(mesh: Mesh, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    users = ["busy", "hang", "silence", *(f"return {i}?" for i in range(30))]
+    for i, user in enumerate(users):
+        text = SCENARIO.format(id=f"m{i}", kind="happy", user=user, value="30", final="")
+        (folder / f"m{i}.yaml").write_text(text)
+    (folder / "suite.yaml").write_text('schema: 1\nid: mixed\nversion: 1\nscenarios: ["*.yaml"]\n')
+    done, _ = await mesh.run(scenario_suite=str(folder), turn_timeout=Duration(seconds=1), latency_turns=0)
+    score = done.candidate
+    assert (score.infra_count, score.scenario_count) == (1, 32)
+    assert score.pass_rate == pytest.approx(30 / 32)
+    assert dict(score.errors)["timeout"] == dict(score.errors)["empty"] == 1
+    assert done.gate.state == v1.GateState.GATE_STATE_PASSED
+    report = v1.ExportReportRequest(name=done.name, format=v1.REPORT_FORMAT_JUNIT)
+    junit = b"".join([piece.content async for piece in mesh.stub.ExportReport(report)])
+    assert b"infrastructure: RESOURCE_EXHAUSTED" in junit
+
+
+@pytest.mark.parametrize(
+    ("judge", "gates", "passed", "unscored"),
+    [
+        ("judge-yes", True, 1.0, 0),
+        ("judge-no", True, 0.0, 0),
+        ("judge-no", False, 1.0, 0),
+        ("good", True, 1.0, 1),  # an answer without a verdict
+        ("error", True, 1.0, 1),
+        ("busy", True, 1.0, 1),
+    ],
+)
+async def test_a_judge_behind_an_access_point(
+    mesh: Mesh, server: str, tmp_path: Path, judge: str, gates: bool, passed: float, unscored: int
+) -> None:
+    path = tmp_path / "judged.yaml"
+    final = 'final: {judge: [{id: period, ask: "Does it tell the period?", error: invented_policy}]}'
+    path.write_text(SCENARIO.format(id="judged", kind="happy", user="return?", value="30", final=final))
+    there = v1.Target(openai=v1.OpenAiEndpoint(base_url=server, model=judge))
+    done, events = await mesh.run(scenario_suite=str(path), judge=v1.JudgeSpec(target=there, gates=gates))
+    assert (done.candidate.pass_rate, done.candidate.unscored_count) == (passed, unscored)
+    trial = next(e.event.trial for e in events if e.event.HasField("trial"))
+    check = next(c for c in trial.checks if c.check == "period")
+    assert check.gate == ("hard" if gates else "soft")
+    assert (done.candidate.errors.get("invented_policy", 0) == 1) is (judge == "judge-no")
