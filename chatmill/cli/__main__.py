@@ -17,6 +17,7 @@ COMMANDS = {
     "up": "start the mesh: the services, each a process of its own",
     "run": "do what a recipe says: dataset, training, evaluation, scoreboard",
     "demo": "run the recipe of the made-up client in samples/",
+    "eval": "score models: run suites, look at results, write scenarios",
     "chat": "talk to a model in the terminal",
     "models": "list and show models with their scores, set aliases",
     "datasets": "list and show datasets, their statistics and items",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from chatmill.cli.console import duration, table
 
@@ -51,6 +52,10 @@ def _milliseconds(*keys: str) -> Cell:
     return cell
 
 
+def _at_once(side: Side) -> str:
+    return str(side["latency_ms"]["concurrency"]) if side["latency_ms"] else NONE
+
+
 def _price(side: Side) -> str:
     price = side["price_per_conversation_usd"]
     if price is None:
@@ -82,7 +87,8 @@ def _rows(board: dict[str, Any]) -> list[tuple[str, Cell]]:
         ("handovers missed", _of("missed", "expected")),
         ("handovers needless", _of("needless", "unexpected")),
         ("first token p50 / p95", _milliseconds("first_token_p50", "first_token_p95")),
-        ("whole reply p50 / p95", _milliseconds("total_p50", "total_p95")),
+        ("whole reply mean / p50 / p95 / p99", _milliseconds("total_mean", "total_p50", "total_p95", "total_p99")),
+        ("conversations at once while timed", _at_once),
         ("price per conversation", _price),
         ("tokens read / written", lambda side: f"{side['tokens']['prompt']:,} / {side['tokens']['output']:,}"),
         ("scenarios x trials scored", lambda side: f"{side['scenario_count']} / {side['trial_count']}"),
@@ -91,14 +97,36 @@ def _rows(board: dict[str, Any]) -> list[tuple[str, Cell]]:
         rows.append(
             ("checks unscored / trials lost", lambda side: f"{side['unscored_count']} / {side['infra_count']}"),
         )
+    if any(side and side.get("cut_history_count") for side in (candidate, board["baseline"])):
+        rows.append(("replies without the beginning of the history", lambda side: str(side["cut_history_count"])))
     return rows
 
 
 def show(board: dict[str, Any], console: Console) -> None:
-    """Print the scoreboard."""
+    """Print the scoreboard of a recipe's run."""
+    _table(board, f"Scoreboard of {board['name']}", console)
+    for line in [*_verdict(board), *_ran(board)]:
+        console.print(line, markup=False)
+
+
+def show_scores(board: dict[str, Any], title: str, console: Console, written: Mapping[str, str]) -> None:
+    """Print what one evaluation gives.
+
+    Args:
+        board: of `scoreboard.of_evaluation`; without `gate` where two evaluations are compared.
+        title: what stands above.
+        console: where to.
+        written: kind of report to the file that it was written to.
+    """
+    _table(board, title, console)
+    for line in [*_verdict(board), *(f"{kind:<8} {path}" for kind, path in written.items())]:
+        console.print(line, markup=False)
+
+
+def _table(board: dict[str, Any], title: str, console: Console) -> None:
     candidate, baseline = board["candidate"], board["baseline"]
     console.print()
-    made = table("", *(["baseline>"] if baseline else []), "candidate>", title=f"Scoreboard of {board['name']}")
+    made = table("", *(["baseline>"] if baseline else []), "candidate>", title=escape(title))
     if baseline:
         made.add_row("model", baseline["target"], candidate["target"])
     else:
@@ -107,8 +135,6 @@ def show(board: dict[str, Any], console: Console) -> None:
         made.add_row(label, *([cell(baseline)] if baseline else []), cell(candidate))
     console.print(made)
     console.print()
-    for line in _verdict(board):
-        console.print(line, markup=False)
 
 
 def _errors(side: Side) -> str:
@@ -136,13 +162,19 @@ def _verdict(board: dict[str, Any]) -> list[str]:
                 f"         this many scenarios can show {_points(comparison['detectable_difference'])} points"
                 + (f"; {needed:,} more would show the difference seen" if needed else "")
             )
-    lines.append(f"gate     {board['gate']['state']}")
-    lines += [
-        f"         {'ok  ' if condition['passed'] else 'FAIL'}  {condition['condition']}: {condition['seen']}"
-        for condition in board["gate"]["conditions"]
-    ]
+    if "gate" in board:
+        lines.append(f"gate     {board['gate']['state']}")
+        lines += [
+            f"         {'ok  ' if condition['passed'] else 'FAIL'}  {condition['condition']}: {condition['seen']}"
+            for condition in board["gate"]["conditions"]
+        ]
     if board["candidate"]["price_note"]:
         lines.append(f"price    {board['candidate']['price_note']}")
+    return lines
+
+
+def _ran(board: dict[str, Any]) -> list[str]:
+    lines = []
     if board["promoted"]:
         lines.append(f"promoted {board['promoted']['alias']} -> {board['promoted']['model']}")
     lines.append(f"model    {board['model']}")

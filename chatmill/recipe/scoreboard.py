@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from chatmill.eval.v1 import Evaluation, GateState, Interval, Score, Verdict
+from chatmill.eval.v1 import Evaluation, GateState, Interval, LatencyScore, Score, Verdict
 
 SCHEMA = 1
 VERDICTS = {
@@ -63,7 +63,7 @@ def of_evaluation(evaluation: Evaluation) -> dict[str, Any]:
 
 def of_score(score: Score) -> dict[str, Any]:
     """One side."""
-    latency, handover = score.latency, score.handover
+    handover = score.handover
     return {
         "target": score.target,
         "scenario_count": score.scenario_count,
@@ -92,22 +92,27 @@ def of_score(score: Score) -> dict[str, Any]:
             "unexpected": handover.unexpected_count,
             "needless": handover.needless_count,
         },
-        "latency_ms": {
-            "first_token_p50": latency.first_token_p50_ms,
-            "first_token_p95": latency.first_token_p95_ms,
-            "total_mean": latency.total_mean_ms,
-            "total_p50": latency.total_p50_ms,
-            "total_p95": latency.total_p95_ms,
-            "total_p99": latency.total_p99_ms,
-            "concurrency": latency.concurrency,
-        }
-        if score.HasField("latency")
-        else None,
+        "latency_ms": _latency(score.latency) if score.HasField("latency") else None,
+        "latency_under_load_ms": _latency(score.latency_under_load) if score.HasField("latency_under_load") else None,
+        "cut_history_count": score.cut_history_count,
         "tokens": {"prompt": score.prompt_tokens, "output": score.output_tokens},
         "price_per_conversation_usd": _optional(score, "price_per_conversation_usd"),
         "price_note": score.price_note,
         "mean_ratio": _optional(score, "mean_ratio"),
         "exact_rate": _optional(score, "exact_rate"),
+    }
+
+
+def _latency(latency: LatencyScore) -> dict[str, float]:
+    return {
+        "first_token_p50": latency.first_token_p50_ms,
+        "first_token_p95": latency.first_token_p95_ms,
+        "total_mean": latency.total_mean_ms,
+        "total_p50": latency.total_p50_ms,
+        "total_p95": latency.total_p95_ms,
+        "total_p99": latency.total_p99_ms,
+        "concurrency": latency.concurrency,
+        "replies": latency.reply_count,
     }
 
 

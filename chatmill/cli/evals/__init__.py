@@ -1,0 +1,1 @@
+"""The parts of `chatmill eval`; `chatmill.cli.eval` holds its arguments."""
