@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
 
 import gradio as gr
@@ -43,7 +44,7 @@ class HistoryPanel:
 
 
 def _line(session: TestSession, guide: GetTestGuideResponse, language: str) -> str:
-    when = session.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M")
+    when = session.create_time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
     task = find(guide, session.task)
     mode = "battle" if session.HasField("battle") else "chat"
     state = "finished" if session.HasField("end_time") else "open"

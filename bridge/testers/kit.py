@@ -132,5 +132,5 @@ def on(trigger: Any, handler: Callable[..., Any], inputs: Sequence[Any], outputs
 
 
 def clock() -> str:
-    """The time of day in UTC, for `saved` lines."""
+    """The time of day where the server is, for `saved` lines."""
     return datetime.now(UTC).astimezone().strftime("%H:%M:%S")

@@ -122,7 +122,7 @@ def _line(words: str) -> str:
 
 def _card(item: LabelQueueItem, language: str) -> str:
     parts = [f'<div class="cm-card-head"><h3>{shown.plain(item.title)}</h3></div>']
-    for key, lines in (("card.facts", item.facts), ("queue.rules", item.policies)):
+    for key, lines in (("queue.facts", item.facts), ("queue.rules", item.policies)):
         if lines:
             listed = "".join(f"<li>{shown.plain(line)}</li>" for line in lines)
             parts.append(f'<p class="cm-small">{shown.plain(text(language, key))}</p><ul>{listed}</ul>')

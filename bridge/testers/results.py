@@ -10,6 +10,7 @@ from bridge.testers import shown
 from bridge.testers.desk import Desk
 from bridge.testers.kit import Localised, Updates, choices
 from bridge.testers.texts import error_name, text
+from chatmill.common.v1 import Message, Role
 from chatmill.eval.v1 import (
     Agreement,
     Calibration,
@@ -233,6 +234,10 @@ def _title(defect: Defect, classes: list[ErrorClass], language: str) -> str:
     return " · ".join(parts)
 
 
+def _role(message: Message, language: str) -> str:
+    return text(language, "role.user" if message.role == Role.ROLE_USER else "role.assistant")
+
+
 def _model(defect: Defect, language: str) -> str:
     return shown.name_of(defect.model) or text(language, "card.hidden")
 
@@ -240,7 +245,8 @@ def _model(defect: Defect, language: str) -> str:
 def _defect(defect: Defect, language: str) -> str:
     found = text(language, "defects.found", model=_model(defect, language), reporter=defect.reporter)
     said = "".join(
-        f'<p class="cm-line cm-role-{message.role}">{shown.plain(message.content)}</p>' for message in defect.messages
+        f'<p class="cm-line"><b>{shown.plain(_role(message, language))}</b> {shown.plain(message.content)}</p>'
+        for message in defect.messages
     )
     rest = "".join(f'<p class="cm-small">{shown.plain(line)}</p>' for line in (defect.evidence, defect.note) if line)
     changes = "".join(

@@ -165,8 +165,11 @@ def _about(guide: GetTestGuideResponse, session: TestSession, language: str) -> 
 
 
 def agent(guide: GetTestGuideResponse, language: str) -> str:
-    """Whom one talks to, and what it is for; empty without an agent card."""
-    return f"{_agent_name(guide, language)} {guide.agent_purpose}".strip() if guide.agent_name else ""
+    """Whom one talks to, and what it is for if that is said in the page's language; empty without an agent card."""
+    if not guide.agent_name:
+        return ""
+    purpose = guide.agent_purpose if (language == "zh") != guide.agent_purpose.isascii() else ""
+    return f"{_agent_name(guide, language)} {purpose}".strip()
 
 
 def _agent_name(guide: GetTestGuideResponse, language: str) -> str:

@@ -79,7 +79,7 @@ class TalkPanel:
                     )
                     for name in VOTES
                 }
-            self.leaked = words.add(gr.Checkbox(elem_id="leaked", container=False), label="vote.leaked")
+            self.leaked = words.add(gr.Checkbox(elem_id="leaked"), label="vote.leaked")
         self.reveal = gr.HTML(elem_id="reveal")
         with gr.Row(elem_id="actions"):
             self.retry = words.add(gr.Button(size="sm", elem_id="retry", min_width=120), value="chat.retry")
