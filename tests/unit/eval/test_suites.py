@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from chatmill import located_yaml
+from eval_svc.glitches.examples import measure
 from eval_svc.report import RENDERERS
 from eval_svc.report.marking import Mark, marked
 from eval_svc.scoring import Scoring, handover_expected, score_trial
@@ -85,6 +86,8 @@ async def test_replies_that_mean_harm_are_shown_as_text() -> None:
     assert "&lt;script&gt;alert(1)" in page
     assert "http://" not in page
     assert "https://" not in page
+    for quality in measure():
+        assert quality.name.replace("_", " ") in page, "the table of detectors with their precision and recall"
     ET.fromstring(files["junit"])
     assert len(files["jsonl"].splitlines()) == 1
 
