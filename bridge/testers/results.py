@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
 
 import gradio as gr
@@ -230,8 +231,17 @@ def _title(defect: Defect, classes: list[ErrorClass], language: str) -> str:
         ", ".join(named) or text(language, "form.broke"),
         text(language, f"defects.{STATUS_NAMES[defect.status]}"),
         _model(defect, language),
+        defect.create_time.ToDatetime(tzinfo=UTC).astimezone().strftime("%m-%d %H:%M"),
+        _excerpt(defect),
     ]
-    return " · ".join(parts)
+    return " · ".join(part for part in parts if part)
+
+
+def _excerpt(defect: Defect) -> str:
+    """The beginning of what is wrong, so that one defect is told from another."""
+    said = next((message.content for message in reversed(defect.messages) if message.role == Role.ROLE_ASSISTANT), "")
+    words = " ".join((defect.evidence or said).split())
+    return words if len(words) <= 60 else words[:59] + "…"
 
 
 def _role(message: Message, language: str) -> str:
