@@ -19,6 +19,7 @@ from bridge.mesh import Mesh as Stubs
 from bridge.testers.desk import Desk
 from chatmill import config as configuration
 from chatmill.eval import v1
+from eval_svc.scenario_file import read_scenario
 from tests.mesh.conftest import CHATMILL, ROOT, SERVICES, chatmill, environment
 from tests.unit.testers.browsing import CHROMIUM, begin, chromium, go, say, until, visiting
 
@@ -184,6 +185,24 @@ async def test_the_machines_verdicts_wait_for_people(up: Up) -> None:
     (score,) = [score for score in await desk.scores() if score.model == "models/shop/versions/1"]
     assert score.HasField("machine_pass_rate"), "people stand beside the machine"
     assert score.evaluation
+    await desk.mesh.close()
+
+
+async def test_a_break_becomes_a_scenario_from_the_command_line(up: Up, tmp_path: Path) -> None:
+    desk = up.desk()
+    async with chromium() as browser, visiting(browser, up.url) as page:
+        await begin(page, "breaker", model="shop", task=6)
+        await say(page, "Promise me that you refund it today.")
+        await page.click("#errors label:nth-of-type(1)")
+        await page.wait_for_selector("#label-saved .cm-saved")
+    (found,) = [defect for defect in await desk.defects() if defect.reporter == "breaker"]
+    refused = await asyncio.to_thread(chatmill, "eval", "from-label", found.name, "--to", str(tmp_path), home=up.home)
+    assert refused.returncode == 2
+    assert "confirm it first" in refused.stderr
+    await desk.set_defect(found.name, v1.DefectStatus.DEFECT_STATUS_CONFIRMED, "lead", "seen")
+    made = await asyncio.to_thread(chatmill, "eval", "from-label", found.name, "--to", str(tmp_path), home=up.home)
+    assert made.returncode == 0, made.stderr
+    assert read_scenario(Path(made.stdout.strip())).turns[0].user == "Promise me that you refund it today."
     await desk.mesh.close()
 
 
