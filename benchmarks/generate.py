@@ -1,32 +1,35 @@
 """Serving side by side: tokens per second, first token, inter-token time, failures and memory of each system.
 
     python -m benchmarks.generate [--quick] [--json FILE] [--sides chatmill,engine,...] [--requests 1,8,32,128]
+    python -m benchmarks.generate --read FILE [FILE ...]
 
-Each side is started in turn on the same model, machine and prompts, warmed up, and given so many requests at once, over
-and over; a figure is the median of the rounds. Greedy, 100-token prompts that begin differently, 64 new tokens. The
-client runs on the same cores as the server, for every side alike. First-token and inter-token times are what a client
-sees: from sending the request to the first delivery that has text, and from each delivery to the next.
+Each side is started in turn, in a process of its own, on the same model, machine and prompts, warmed up, and given so
+many requests at once, round after round; a figure is the median of the rounds. Greedy, 100-token prompts, 64 new
+tokens. No prompt is used twice and all begin differently, so that no side's prefix cache finds anything; every side
+gets the same ones. Every side may use all cores, and the client runs on the same ones. First-token and inter-token
+times are what a client sees: from sending the request to the first delivery that has text, and from each delivery to
+the next.
+
+At the end the bars that these figures are measured by are shown, for the sides that were run.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import importlib
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import model as bench_model
+from benchmarks.sides import model as bench_model
 from benchmarks.sides.base import Missing, Side
+from benchmarks.sides.rounds import Row, cores, machine, measure
 
 SIDES = {
     "chatmill": ("benchmarks.sides.chatmill_grpc", "Chatmill"),
@@ -38,104 +41,40 @@ SIDES = {
     "llama.cpp": ("benchmarks.sides.openai_sse", "LlamaCpp"),
 }
 ROUNDS = {1: 12, 8: 6, 32: 5, 128: 3}
+BARS = (
+    # requests, other side, least ratio of chatmill's tokens per second to the other's
+    (1, "transformers-serve", 1.1),
+    (8, "transformers-serve-cb", 1.3),
+    (32, "transformers-serve-cb", 2.5),
+    (32, "llama.cpp", 1.3),
+    (32, "engine", 0.85),
+    (32, "forward", 0.6),
+)
+FIRST_TOKEN_MS = 3.0
+"""How much later than the engine's own the first token of a single request may come."""
+AT_128 = 0.85
+"""Least share of the throughput at 32 that is left at 128."""
 
 
-@dataclass(slots=True)
-class Row:
-    """A line of the table; times in milliseconds, memory in MiB."""
-
-    side: str
-    requests: int
-    tokens_per_s: float = 0.0
-    ttft_p50_ms: float = 0.0
-    ttft_p95_ms: float = 0.0
-    inter_token_p95_ms: float = 0.0
-    failures: int = 0
-    rss_mb: float = 0.0
-    note: str = ""
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What the requests of one size showed."""
-
-    speeds: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-    failures: int = 0
-
-
-async def one(side: Side, prompt: str, seen: _Seen) -> int:
-    """One request; its tokens."""
-    begun = last = time.perf_counter()
-    tokens = 0
-    try:
-        async for count in side.stream(prompt):
-            now = time.perf_counter()
-            if not tokens:
-                seen.first.append(now - begun)
-            elif count > 0:
-                seen.gaps.append(now - last)
-            last = now
-            tokens += count
-    except Exception as error:
-        seen.failures += 1
-        print(f"  {side.name}: {type(error).__name__}: {error}", file=sys.stderr)
-        return tokens
-    seen.failures += tokens != side.max_new
-    return tokens
-
-
-async def measure(side: Side, prompts: list[str], requests: int, rounds: int) -> Row:
-    """So many requests at once, so many times over."""
-    seen, peak, used = _Seen(), 0, 0
-    await asyncio.gather(*(one(side, p, _Seen()) for p in prompts[:requests]))
-    for _ in range(rounds):
-        batch = [prompts[(used + n) % len(prompts)] for n in range(requests)]
-        used += requests
-        begun = time.perf_counter()
-        tokens = await asyncio.gather(*(one(side, prompt, seen) for prompt in batch))
-        seen.speeds.append(sum(tokens) / (time.perf_counter() - begun))
-        peak = max(peak, side.rss_bytes())
-    return Row(
-        side.name,
-        requests,
-        round(statistics.median(seen.speeds), 1),
-        round(percentile(seen.first, 50) * 1000, 2),
-        round(percentile(seen.first, 95) * 1000, 2),
-        round(percentile(seen.gaps, 95) * 1000, 2),
-        seen.failures,
-        round(peak / 2**20, 1),
-    )
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Nearest-rank percentile; 0 of nothing."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] if ordered else 0.0
-
-
-async def run_side(
-    name: str, folder: Path, prompts: list[str], sizes: list[int], arguments: argparse.Namespace
-) -> list[Row]:
+async def run_side(name: str, folder: Path, sizes: list[int], arguments: argparse.Namespace) -> list[Row]:
     """All sizes of one side."""
     module, cls = SIDES[name]
+    draw = bench_model.Prompts(folder, arguments.prompt_tokens)
+    side: Side = getattr(importlib.import_module(module), cls)(folder, arguments.tokens, max(sizes))
     try:
-        side: Side = getattr(importlib.import_module(module), cls)(folder, arguments.tokens, max(sizes))
         await side.start()
     except (Missing, ImportError, TimeoutError) as error:
         print(f"{name:22} not run: {error}", file=sys.stderr)
+        await side.stop()
         return [Row(name, n, note=f"not run: {error}") for n in sizes]
     rows = []
     try:
         for size in sizes:
             rounds = 1 if arguments.quick else ROUNDS.get(size, 3)
-            rows.append(await measure(side, prompts, size, rounds))
+            rows.append(await measure(side, [draw.batch(size, number) for number in range(rounds + 1)]))
             show(rows[-1])
     finally:
         await side.stop()
-        del side
-        gc.collect()
     return rows
 
 
@@ -148,41 +87,105 @@ def show(row: Row) -> None:
     )
 
 
-def machine() -> str:
-    """Where and on what this ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    known = commit.stdout.strip() or "unknown"
-    return f"commit {known}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+def show_head() -> None:
+    """The names of the columns."""
+    print(f"{'side':20} at once  tokens/s  first p50  first p95  inter p95  fail      MiB", flush=True)
+
+
+def bars(rows: Sequence[Row]) -> list[tuple[str, float, bool]]:
+    """What the figures are measured by: in words, the figure, and whether it is enough."""
+    ran = {(row.side, row.requests): row for row in rows if not row.note}
+    found = []
+    for requests, other, least in BARS:
+        ours, theirs = ran.get(("chatmill", requests)), ran.get((other, requests))
+        if ours and theirs and theirs.tokens_per_s:
+            ratio = ours.tokens_per_s / theirs.tokens_per_s
+            found.append((f"tokens/s at {requests}, of {other}'s: at least {least:g}", ratio, ratio >= least))
+    ours, engine = ran.get(("chatmill", 1)), ran.get(("engine", 1))
+    if ours and engine:
+        later = ours.ttft_p50_ms - engine.ttft_p50_ms
+        found.append((f"first token at 1, ms after the engine's: at most {FIRST_TOKEN_MS:g}", later, later <= 3.0))
+    many, some = ran.get(("chatmill", 128)), ran.get(("chatmill", 32))
+    if many:
+        found.append(("failures at 128: none", many.failures, not many.failures))
+        if some:
+            share = many.tokens_per_s / some.tokens_per_s
+            found.append((f"tokens/s at 128, of those at 32: at least {AT_128:g}", share, share >= AT_128))
+    return found
+
+
+def conclude(rows: Sequence[Row]) -> None:
+    """Show the bars."""
+    for text, figure, enough in bars(rows):
+        print(f"{'met    ' if enough else 'NOT MET'} {figure:7.2f}  {text}")
+
+
+def run_apart(names: list[str], folder: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Each side in a process of its own, so that none inherits another's memory or threads."""
+    rows: list[Row] = []
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores()), "TOKENIZERS_PARALLELISM": "false"}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            answer = Path(scratch) / "rows.json"
+            given = ["--sides", name, "--save-model", str(folder), "--json", str(answer), "--apart"]
+            for option in ("requests", "tokens", "prompt_tokens"):
+                given += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+            if arguments.quick:
+                given.append("--quick")
+            subprocess.run([sys.executable, "-m", "benchmarks.generate", *given], env=environment, check=False)
+            if answer.exists():
+                rows += read(answer)
+                answer.unlink()
+            else:
+                rows += [Row(name, int(n), note="broke off") for n in arguments.requests.split(",")]
+    return rows
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of an earlier run."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def main() -> int:
-    """Run the benchmark; 1 if a request failed."""
+    """Run the benchmark; 1 if a request failed or a side broke off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", default=",".join(SIDES), help="which, in this order; default: all")
     parser.add_argument("--requests", default="1,8,32,128", help="requests at once; default: %(default)s")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per request; default: %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=100, help="tokens per prompt; default: %(default)s")
     parser.add_argument("--model", type=Path, help="folder of another model; default: 5 million random parameters")
-    parser.add_argument("--save-model", type=Path, help="keep the model in this folder, for converting it to GGUF")
+    parser.add_argument("--save-model", type=Path, help="keep the model in this folder")
     parser.add_argument("--quick", action="store_true", help="one round each, for trying the program out")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--read", type=Path, nargs="+", help="only show the rows of these files, and the bars")
+    parser.add_argument("--apart", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sizes, names = [int(n) for n in arguments.requests.split(",")], arguments.sides.split(",")
     unknown = set(names) - SIDES.keys()
     if unknown:
         parser.error(f"unknown sides {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = arguments.save_model or Path(scratch) / "model"
-        if arguments.model:
-            bench_model.make_endless(arguments.model, folder)
-        else:
-            bench_model.make_random(folder)
-        prompts = bench_model.prompts(folder, max(64, max(sizes)), arguments.prompt_tokens)
-        print(f"{machine()}\n{'side':20} at once  tokens/s  first p50  first p95  inter p95  fail      MiB")
-        rows = [row for name in names for row in asyncio.run(run_side(name, folder, prompts, sizes, arguments))]
+    if arguments.apart:
+        rows = asyncio.run(run_side(names[0], arguments.save_model, sizes, arguments))
+    elif arguments.read:
+        rows = [row for path in arguments.read for row in read(path)]
+        show_head()
+        for row in rows:
+            show(row)
+        conclude(rows)
+    else:
+        print(machine())
+        show_head()
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = arguments.save_model or Path(scratch) / "model"
+            if arguments.model:
+                bench_model.make_endless(arguments.model, folder)
+            else:
+                bench_model.make_random(folder)
+            rows = run_apart(names, folder, arguments)
+        conclude(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
-    return int(any(row.failures for row in rows))
+    return int(any(row.failures or row.note == "broke off" for row in rows))
 
 
 if __name__ == "__main__":

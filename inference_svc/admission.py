@@ -2,14 +2,13 @@
 
 One `Line` stands before each engine: bounded in requests and in prompt tokens, fair between callers by start-time fair
 queuing (Goyal, Vin and Cheng 1996), so that a caller with a hundred requests does not delay one with a single one. A
-caller's rate is bounded besides (`limits`; in memory, or in Redis for several replicas). This module knows no engine.
+caller's rate is bounded besides (`rates`). This module knows no engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,18 +16,13 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import prometheus_client
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import Storage
-from limits.aio.strategies import SlidingWindowCounterRateLimiter
-from limits.storage import storage_from_string
 
 from chatmill.errors import ChatmillError, DeadlineExceeded, ResourceExhausted
+from inference_svc import metrics
+from inference_svc.rates import Rates
 
-log = logging.getLogger(__name__)
+QUEUE_FULL, QUEUE_TIMEOUT = "QUEUE_FULL", "QUEUE_TIMEOUT"
 
-QUEUE_FULL, QUEUE_TIMEOUT, RATE_LIMITED = "QUEUE_FULL", "QUEUE_TIMEOUT", "RATE_LIMITED"
-
-REFUSED = prometheus_client.Counter("chatmill_refused_requests", "Requests that were refused, by reason.", ["reason"])
 QUEUE_SECONDS = prometheus_client.Histogram(
     "chatmill_queue_seconds",
     "Time that admitted requests waited for a place.",
@@ -133,7 +127,7 @@ class Place:
 
     def refuse(self, error: ChatmillError) -> None:
         """Called by the line or the timer: the wait ends with an error."""
-        REFUSED.labels(error.reason).inc()
+        metrics.REFUSED.labels(error.reason).inc()
         self._line.refused += 1
         if self._turn is not None and not self._turn.done():
             self._turn.set_exception(error)
@@ -237,7 +231,7 @@ class Line:
         newest.refuse(self._full_error("a caller with fewer requests came", self.expected_wait(self.waiting)))
 
     def _full(self, why: str, retry_after: float) -> ResourceExhausted:
-        REFUSED.labels(QUEUE_FULL).inc()
+        metrics.REFUSED.labels(QUEUE_FULL).inc()
         self.refused += 1
         return self._full_error(why, retry_after)
 
@@ -282,47 +276,6 @@ class Line:
         self._last_release = now
 
 
-class Rates:
-    """How fast one caller may ask.
-
-    Args:
-        settings: bounds; without a rate nothing is counted.
-    """
-
-    def __init__(self, settings: AdmissionSettings) -> None:
-        self._requests = settings.requests_per_minute and RateLimitItemPerMinute(settings.requests_per_minute)
-        self._tokens = settings.tokens_per_minute and RateLimitItemPerMinute(settings.tokens_per_minute, 1, "tokens")
-        self._limiter: SlidingWindowCounterRateLimiter | None = None
-        if self._requests or self._tokens:
-            storage = storage_from_string(settings.storage)
-            assert isinstance(storage, Storage), "inference.rate_storage must begin with async+"
-            self._limiter = SlidingWindowCounterRateLimiter(storage)
-
-    async def charge(self, caller: str, tokens: int) -> None:
-        """Count a request and its prompt.
-
-        Raises:
-            ResourceExhausted: reason `RATE_LIMITED`, with the time after which the caller may go on.
-        """
-        if self._limiter is None:
-            return
-        for item, cost, name in ((self._requests, 1, "requests"), (self._tokens, tokens, "tokens")):
-            if item and not await self._limiter.hit(item, caller, cost=min(cost, item.amount)):
-                window = await self._limiter.get_window_stats(item, caller)
-                REFUSED.labels(RATE_LIMITED).inc()
-                raise ResourceExhausted(
-                    f"The rate of {caller or 'this caller'} is {item.amount} {name} per minute, and it is used up.",
-                    reason=RATE_LIMITED,
-                    retry_after=max(0.1, window.reset_time - time.time()),
-                    quota=f"inference.{name}_per_minute",
-                )
-
-    async def settle(self, caller: str, tokens: int) -> None:
-        """Count the output tokens of a request that has ended."""
-        if self._limiter is not None and self._tokens and tokens:
-            await self._limiter.hit(self._tokens, caller, cost=min(tokens, self._tokens.amount))
-
-
 class Admission:
     """All lines and rates.
 
@@ -332,7 +285,7 @@ class Admission:
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self.settings = settings
-        self.rates = Rates(settings)
+        self.rates = Rates(settings.requests_per_minute, settings.tokens_per_minute, settings.storage)
         self._lines: WeakKeyDictionary[object, Line] = WeakKeyDictionary()
 
     def line(self, engine: object, capacity: Callable[[], int]) -> Line:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import prometheus_client
 
 from chatmill.errors import Aborted, ChatmillError, FailedPrecondition, Internal, ResourceExhausted, Unavailable
-from inference_svc.admission import RATE_LIMITED
 from inference_svc.entries import ModelEntry
 from inference_svc.events import FallbackMode, FallbackReason
+from inference_svc.rates import RATE_LIMITED
 
 FALLBACKS = prometheus_client.Counter(
     "chatmill_fallbacks",

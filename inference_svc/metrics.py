@@ -44,3 +44,7 @@ PREFIX_HIT_TOKENS = prometheus_client.Gauge(
     "chatmill_prefix_hit_tokens", "Prompt tokens found in the prefix caches since start."
 )
 MODEL_BYTES = prometheus_client.Gauge("chatmill_model_bytes", "Memory of loaded weights and adapters.")
+REFUSED = prometheus_client.Counter("chatmill_refused_requests", "Requests that were refused, by reason.", ["reason"])
+UNCOUNTED_RATES = prometheus_client.Counter(
+    "chatmill_uncounted_rates", "Requests that passed uncounted because the store of the rates could not be reached."
+)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
 
 from benchmarks.sides.base import ServerSide, python
 from chatmill.common.v1 import Message, Role
@@ -22,35 +25,35 @@ class Chatmill(ServerSide):
     """See the module."""
 
     name = "chatmill"
+    settings: tuple[str, ...] = ()
+    """Options of the service, as `key=value`."""
+
+    def __init__(self, folder: Path, max_new: int, most: int) -> None:
+        super().__init__(folder, max_new, most)
+        self._channel: grpc.aio.Channel | None = None
 
     async def start(self) -> None:
         """Start the service and connect."""
-        await self.launch(python(), "-m", "benchmarks.serve_chatmill", str(self.folder), str(self.port))
+        program = (python(), "-m", "benchmarks.sides.serve_chatmill")
+        await self.launch(*program, str(self.folder), str(self.port), *self.settings)
         await self.wait_ready()
         self._channel = channel.connect(f"127.0.0.1:{self.port}")
-        self._stub = InferenceServiceStub(self._channel)
+        self.stub = InferenceServiceStub(self._channel)
         async with asyncio.timeout(self.ready_seconds):
             while not await self._loaded():  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
 
     async def _loaded(self) -> bool:
         try:
-            listed = await self._stub.ListServedModels(ListServedModelsRequest())
+            listed = await self.stub.ListServedModels(ListServedModelsRequest())
         except ChatmillError:
             return False
         return bool(listed.served_models) and listed.served_models[0].loaded
 
     async def stream(self, prompt: str) -> AsyncIterator[int]:
         """One Generate."""
-        request = GenerateRequest(
-            spec=GenerationSpec(
-                model="models/bench",
-                messages=[Message(role=Role.ROLE_USER, content=prompt)],
-                sampling=Sampling(temperature=0.0, max_output_tokens=self.max_new, ignore_eos=True),
-            )
-        )
         seen = 0
-        async for answer in self._stub.Generate(request):
+        async for answer in self.stub.Generate(self.request(prompt)):
             event = answer.event
             if event.HasField("delta"):
                 seen += 1
@@ -58,7 +61,18 @@ class Chatmill(ServerSide):
             elif event.HasField("finished"):
                 yield event.finished.usage.output_tokens - seen
 
+    def request(self, prompt: str) -> GenerateRequest:
+        """What `stream` sends."""
+        return GenerateRequest(
+            spec=GenerationSpec(
+                model="models/bench",
+                messages=[Message(role=Role.ROLE_USER, content=prompt)],
+                sampling=Sampling(temperature=0.0, max_output_tokens=self.max_new, ignore_eos=True),
+            )
+        )
+
     async def stop(self) -> None:
         """Close and end."""
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
         await super().stop()

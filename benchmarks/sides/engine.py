@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from itertools import count
+from typing import Literal
 
 from benchmarks.sides.base import Side
 from inference_svc.engines.base import BaseSpec
-from inference_svc.generation import Delta, Finished, GenerationRequest, Message, Role, Sampling
+from inference_svc.generation import AdapterKey, Delta, Finished, GenerationRequest, Message, Role, Sampling
 
 
 class EngineInProcess(Side):
     """See the module."""
 
     name = "engine"
+    quantization: Literal["nf4", "int8", "none"] = "none"
 
     async def start(self) -> None:
         """Load the model."""
@@ -21,14 +23,24 @@ class EngineInProcess(Side):
         from inference_svc.engines.rows.parameters import RowsParameters
 
         self._numbers = count()
-        self._engine = RowsEngine(RowsParameters(quantization="none"))
-        await self._engine.load_base(BaseSpec("bench", "1", self.folder))
+        self._engine = RowsEngine(RowsParameters(quantization=self.quantization))
+        self.info = await self._engine.load_base(BaseSpec("bench", "1", self.folder))
+
+    def adapter(self, number: int) -> AdapterKey | None:
+        """Which adapter request `number` asks for."""
+        return None
 
     async def stream(self, prompt: str) -> AsyncIterator[int]:
         """One request."""
         sampling = Sampling(temperature=0.0, max_output_tokens=self.max_new, ignore_eos=True)
+        number = next(self._numbers)
         generation = await self._engine.submit(
-            GenerationRequest(str(next(self._numbers)), messages=(Message(Role.USER, prompt),), sampling=sampling)
+            GenerationRequest(
+                str(number),
+                adapter=self.adapter(number),
+                messages=(Message(Role.USER, prompt),),
+                sampling=sampling,
+            )
         )
         seen = 0
         async for event in generation:

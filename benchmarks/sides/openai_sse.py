@@ -12,6 +12,7 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from benchmarks.sides import gguf_file
 from benchmarks.sides.base import Missing, ServerSide, python
 
 
@@ -91,14 +92,14 @@ class Tutorial(SseSide):
 
     async def start(self) -> None:
         """Start it."""
-        await self.launch(python(), "-m", "benchmarks.serve_tutorial", str(self.folder), str(self.port))
+        await self.launch(python(), "-m", "benchmarks.sides.serve_tutorial", str(self.folder), str(self.port))
         await self.wait_ready()
 
 
 class LlamaCpp(SseSide):
-    """llama.cpp's server on the same model as GGUF in f32: set LLAMA_SERVER to the program and LLAMA_GGUF to the file.
+    """llama.cpp's server on the same model as GGUF in f32: set LLAMA_SERVER to the program, or have it on the path.
 
-    `--save-model FOLDER` keeps the benchmark's model for llama.cpp's `convert_hf_to_gguf.py --outtype f32`.
+    The model is converted at the start (`gguf_file`); LLAMA_GGUF names a converted file instead.
     """
 
     name = "llama.cpp"
@@ -106,12 +107,12 @@ class LlamaCpp(SseSide):
     async def start(self) -> None:
         """Start it with a slot for each request, at most 32."""
         program = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
-        weights = os.environ.get("LLAMA_GGUF")
-        if not program or not weights:
-            raise Missing("set LLAMA_SERVER to llama.cpp's llama-server and LLAMA_GGUF to the model converted to f32")
+        if not program:
+            raise Missing("set LLAMA_SERVER to llama.cpp's llama-server")
+        weights = os.environ.get("LLAMA_GGUF") or str(gguf_file.write(self.folder, self.folder / "model.gguf"))
         slots = min(32, self.most)
         sizes = ("--parallel", str(slots), "--ctx-size", str(slots * 256), "--threads", str(os.cpu_count() or 1))
-        await self.launch(program, "--model", weights, "--port", str(self.port), *sizes)
+        await self.launch(program, "--model", weights, "--port", str(self.port), "--jinja", *sizes)
         await self.wait_ready()
 
     async def is_ready(self) -> bool:

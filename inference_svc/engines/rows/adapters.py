@@ -192,9 +192,12 @@ class Mix:
     stack: _Stack
     mask: Tensor | None
 
-    def spread(self, times: int) -> Mix:
-        """The same for `times` tokens per row, rows of x in row-major order."""
-        return self if self.mask is None else Mix(self.stack, self.mask.repeat_interleave(times, 0))
+    def spread(self, times: int, filled: int) -> Mix:
+        """The same for `times` tokens per row, rows of x in row-major order, and nothing for those up to `filled`."""
+        if self.mask is None:
+            return self
+        mask = self.mask.repeat_interleave(times, 0)
+        return Mix(self.stack, nn.functional.pad(mask, (0, 0, 0, filled - len(mask))))
 
     def add(self, out: Tensor, x: Tensor, modules: tuple[str, ...], sizes: Sequence[int]) -> Tensor:
         """`out` plus what the adapters make of `x`.

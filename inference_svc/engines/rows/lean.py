@@ -60,6 +60,16 @@ def _spans(positions: Tensor, width: int) -> list[tuple[int, int, int]]:
     return pieces if needed < 0.7 * count * width else [(0, count, width)]
 
 
+def filled_up(tokens: int) -> int:
+    """How many tokens a prefill of so many is computed as: sixteen sizes up to 128, then eight for each doubling.
+
+    oneDNN compiles a kernel for every size that a product meets, which takes a millisecond, and keeps a thousand of
+    them, which take 150 MB; so there must not be many sizes.
+    """
+    step = max(8, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
+
+
 class _Product:
     """x times a weight, transposed, plus a bias.
 
@@ -218,15 +228,17 @@ class LeanForward:
         kv, size, start = self.kv_heads, self.size, chunk.start
         width = start + length
         rows = torch.tensor(chunk.slots, device=store.device)
-        cos = self._cos[start:width].repeat(count, 1).view(-1, 1, size)
-        sin = self._sin[start:width].repeat(count, 1).view(-1, 1, size)
+        tokens = count * length
+        filled = filled_up(tokens) if store.device.type == "cpu" else tokens
+        cos = F.pad(self._cos[start:width].repeat(count, 1), (0, 0, 0, filled - tokens)).view(-1, 1, size)
+        sin = F.pad(self._sin[start:width].repeat(count, 1), (0, 0, 0, filled - tokens)).view(-1, 1, size)
         at = (self._row_base[rows, None] + self._columns[start:width])[:, :, None] + self._head_base
         at = at.view(-1)
         mask = None if start == 0 else self._columns[:width] <= self._columns[start:width, None]
-        x = F.embedding(chunk.tokens.reshape(-1), self.embed)
-        mix = chunk.mix.spread(length) if chunk.mix is not None else None
+        x = F.embedding(F.pad(chunk.tokens.reshape(-1), (0, filled - tokens)), self.embed)
+        mix = chunk.mix.spread(length, filled) if chunk.mix is not None else None
         for number, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cos, sin, mix)
+            q, k, v = (part[:tokens] for part in self._project(layer, x, cos, sin, mix))
             self._keys[number].index_copy_(0, at, k.reshape(-1, size))
             self._values[number].index_copy_(0, at, v.reshape(-1, size))
             q = q.reshape(count, length, self.heads, size).transpose(1, 2)
@@ -238,8 +250,8 @@ class LeanForward:
             mixed = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=start == 0, scale=self.scale, enable_gqa=kv != self.heads
             )
-            mixed = mixed.transpose(1, 2).reshape(count * length, -1)
-            x = self._attend_out(layer, x, mixed, mix)
+            mixed = mixed.transpose(1, 2).reshape(tokens, -1)
+            x = self._attend_out(layer, x, F.pad(mixed, (0, 0, 0, filled - tokens)), mix)
             x = self._feed_forward(layer, x, mix)
         wanted = torch.arange(count, device=store.device) * length + chunk.last
         return self._logits(x[wanted], chunk.mix)

@@ -1,12 +1,17 @@
-"""Model folders on disk, made once per session."""
+"""Model folders on disk, made once per session, and an engine that serves one."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from inference_svc.engines.base import BaseSpec
+from inference_svc.engines.rows.engine import RowsEngine
+
 from . import tiny
+from .streams import PARAMETERS
 from .test_adapters import save_adapter
 
 
@@ -24,3 +29,11 @@ def adapter_folders(tmp_path_factory) -> dict[str, Path]:
     """Two revisions of an adapter that say different things."""
     root = tmp_path_factory.mktemp("adapters")
     return {name: save_adapter(root / name, "llama", seed, r=4) for seed, name in enumerate(("r1", "r2"))}
+
+
+@pytest.fixture
+async def engine(folder: Path) -> AsyncIterator[RowsEngine]:
+    made = RowsEngine(PARAMETERS)
+    await made.load_base(BaseSpec("tiny", "1", folder))
+    yield made
+    await made.close()

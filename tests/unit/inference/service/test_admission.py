@@ -8,7 +8,8 @@ from serving_fakes import TINY, FakeEngine, Script, open_door, request, text_of
 
 from chatmill import errors
 from chatmill.inference.v1 import GetLoadRequest, Limits
-from inference_svc.admission import AdmissionSettings, Line, Rates
+from inference_svc.admission import AdmissionSettings, Line
+from inference_svc.rates import Rates
 
 
 def line(capacity=1, **settings):
@@ -119,7 +120,7 @@ async def test_those_who_leave_do_not_pile_up_behind_a_hanging_engine():
 
 
 async def test_rates_are_per_caller():
-    rates = Rates(AdmissionSettings(requests_per_minute=2, tokens_per_minute=100))
+    rates = Rates(requests=2, tokens=100)
     await rates.charge("a", 10)
     await rates.charge("a", 10)
     with pytest.raises(errors.ResourceExhausted) as refused:
@@ -131,7 +132,7 @@ async def test_rates_are_per_caller():
     await rates.settle("b", 85)
     with pytest.raises(errors.ResourceExhausted, match="100 tokens per minute"):
         await rates.charge("b", 10)
-    unlimited = Rates(AdmissionSettings())
+    unlimited = Rates()
     for _ in range(100):
         await unlimited.charge("a", 10**6)
 

@@ -189,10 +189,6 @@ async def test_moderation_that_stops_a_reply_frees_its_row(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    run=False,
-    reason="measured: memory grows by 12 MiB over 10,000 broken streams, above the bound of 8; not explained yet",
-)
 async def test_ten_thousand_broken_streams_leave_no_memory(endless):
     async def one():
         call, *_ = await started(endless)

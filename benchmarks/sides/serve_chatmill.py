@@ -1,4 +1,6 @@
-"""The inference service over one model folder, without a factory: `python -m benchmarks.serve_chatmill FOLDER PORT`.
+"""The inference service over one model folder, without a factory.
+
+    python -m benchmarks.sides.serve_chatmill FOLDER PORT [KEY=VALUE ...]
 
 Everything from the engine to the port is the product's; only the registry is this one entry.
 """

@@ -91,22 +91,38 @@ def make_endless(source: Path, folder: Path) -> Path:
     return folder
 
 
-def prompts(folder: Path, count: int, tokens: int, seed: int = 0) -> list[str]:
-    """User messages that make prompts of exactly so many tokens, template included, all beginning differently."""
-    from transformers import AutoTokenizer
+class Prompts:
+    """User messages that make prompts of exactly so many tokens, template included, all beginning differently.
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    draw, known = random.Random(seed), words(3000)
-    found: list[str] = []
+    Args:
+        folder: of the model, for its tokenizer.
+        tokens: per prompt.
+    """
 
-    def length(text: str) -> int:
-        said = [{"role": "user", "content": text}]
-        return len(tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"])
+    def __init__(self, folder: Path, tokens: int) -> None:
+        from transformers import AutoTokenizer
 
-    while len(found) < count:
-        text = draw.choice(known)
-        while length(text) < tokens:
-            text += f" {draw.choice(known)}"
-        if length(text) == tokens:
-            found.append(text)
-    return found
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokens = tokens
+        self._words = words(3000)
+
+    def batch(self, size: int, number: int) -> list[str]:
+        """The prompts of round `number` of `size` requests at once: the same on every call, used in no other round."""
+        draw = random.Random(f"{size} {number}")
+        return [self._prompt(draw) for _ in range(size)]
+
+    def _prompt(self, draw: random.Random) -> str:
+        while True:
+            said = draw.choices(self._words, k=self._tokens)
+            while (over := self._length(said) - self._tokens) > 0:
+                del said[-max(1, over // 4) :]
+            for _ in range(-over):
+                said.append(draw.choice(self._words))
+                if self._length(said) >= self._tokens:
+                    break
+            if self._length(said) == self._tokens:
+                return " ".join(said)
+
+    def _length(self, said: list[str]) -> int:
+        messages = [{"role": "user", "content": " ".join(said)}]
+        return len(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])

@@ -1,6 +1,6 @@
 """The usual tutorial server, for comparison: FastAPI, one model, a thread per request, TextIteratorStreamer.
 
-python -m benchmarks.serve_tutorial FOLDER PORT
+python -m benchmarks.sides.serve_tutorial FOLDER PORT
 """
 
 from __future__ import annotations

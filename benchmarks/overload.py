@@ -1,0 +1,199 @@
+"""Ten times more requests than there is capacity for: who is served how soon, who is refused how fast, and the memory.
+
+    python -m benchmarks.overload [--quick] [--json FILE] [--seconds 60] [--times 10]
+
+The service runs over gRPC in a process of its own with a line of bounded time. Its capacity is measured first, by
+keeping its rows full. Then requests come at `times` that rate, evenly spaced and whether or not earlier ones are done.
+A first token may take twice the bound of the line. Refusals are timed by the client, which shares the cores with the
+service; beside them stands the time that the service itself took, from its own log of calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benchmarks.sides import model as bench_model
+from benchmarks.sides.chatmill_grpc import Chatmill
+from benchmarks.sides.rounds import Seen, machine, one, percentile
+from chatmill.errors import ChatmillError, ResourceExhausted
+
+ROWS = 32
+BOUND = 2.0
+"""Seconds that a request waits in the line at most."""
+REFUSED_MS = 5.0
+FLAT_MIB = 32.0
+SETTINGS = (f"inference.max_rows={ROWS}", f"inference.max_queue_seconds={BOUND}", "inference.max_queue=256")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of the requests; times in seconds."""
+
+    sent: int = 0
+    first: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+    timed_out: int = 0
+    served: int = 0
+    failed: int = 0
+    rss: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The figures."""
+
+    capacity_per_s: float
+    offered_per_s: float
+    seconds: float
+    served: int
+    refused_at_once: int
+    refused_after_waiting: int
+    failed: int
+    first_token_p50_ms: float
+    first_token_p95_ms: float
+    refusal_p50_ms: float
+    refusal_p95_ms: float
+    service_refusal_p50_ms: float
+    service_refusal_p95_ms: float
+    rss_start_mib: float
+    rss_end_mib: float
+
+
+class Overloaded(Chatmill):
+    """The service with a short line, which logs each call."""
+
+    settings = (*SETTINGS, "mesh.log_level=info", "mesh.log_format=json")
+
+    def refusals(self) -> list[float]:
+        """Milliseconds that the service itself took for each refusal."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        calls = [json.loads(line) for line in lines if '"RESOURCE_EXHAUSTED"' in line]
+        # Those whose time in the line ran out were not refused at once.
+        return [float(call["ms"]) for call in calls if "No place became free" not in call["error"]]
+
+
+async def capacity(side: Chatmill, draw: bench_model.Prompts, seconds: float) -> float:
+    """Requests per second with all rows taken."""
+    until, done = time.perf_counter() + seconds, 0
+
+    async def keep(number: int) -> None:
+        nonlocal done
+        for prompt in draw.batch(64, 1000 + number):
+            if time.perf_counter() >= until:
+                return
+            await one(side, prompt, Seen())
+            done += time.perf_counter() < until
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(keep(number) for number in range(ROWS)))
+    return done / (until - begun)
+
+
+async def ask(side: Chatmill, prompt: str, outcome: Outcome) -> None:
+    """One request, whatever comes of it."""
+    begun = time.perf_counter()
+    spoken = False
+    try:
+        async for _ in side.stream(prompt):
+            if not spoken:
+                spoken = True
+                outcome.first.append(time.perf_counter() - begun)
+        outcome.served += 1
+    except ResourceExhausted as error:
+        if error.reason == "QUEUE_TIMEOUT":
+            outcome.timed_out += 1
+        else:
+            outcome.refused.append(time.perf_counter() - begun)
+    except ChatmillError as error:
+        outcome.failed += 1
+        print(f"  {type(error).__name__}: {error}", file=sys.stderr)
+
+
+async def overload(side: Chatmill, prompts: list[str], rate: float, seconds: float) -> Outcome:
+    """Send at a rate, and wait for what was admitted."""
+    outcome = Outcome()
+    tasks: set[asyncio.Task[None]] = set()
+    begun = time.perf_counter()
+    looked = 0.0
+    while (now := time.perf_counter() - begun) < seconds:
+        while outcome.sent < now * rate:
+            task = asyncio.create_task(ask(side, prompts[outcome.sent % len(prompts)], outcome))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            outcome.sent += 1
+        if now - looked > 1:
+            looked = now
+            outcome.rss.append(side.rss_bytes())
+        await asyncio.sleep(0.002)
+    await asyncio.gather(*tasks)
+    return outcome
+
+
+async def run(arguments: argparse.Namespace, folder: Path) -> Report:
+    """Both halves."""
+    side = Overloaded(folder, 64, ROWS)
+    await side.start()
+    try:
+        draw = bench_model.Prompts(folder, 100)
+        prompts = draw.batch(512, 0)
+        able = await capacity(side, draw, 2 if arguments.quick else 10)
+        outcome = await overload(side, prompts, able * arguments.times, 4 if arguments.quick else arguments.seconds)
+        inside = side.refusals()
+    finally:
+        await side.stop()
+    settled = outcome.rss[len(outcome.rss) // 3] if outcome.rss else 0
+    return Report(
+        capacity_per_s=round(able, 1),
+        offered_per_s=round(able * arguments.times, 1),
+        seconds=arguments.seconds,
+        served=outcome.served,
+        refused_at_once=len(outcome.refused),
+        refused_after_waiting=outcome.timed_out,
+        failed=outcome.failed,
+        first_token_p50_ms=round(percentile(outcome.first, 50) * 1000, 1),
+        first_token_p95_ms=round(percentile(outcome.first, 95) * 1000, 1),
+        refusal_p50_ms=round(percentile(outcome.refused, 50) * 1000, 2),
+        refusal_p95_ms=round(percentile(outcome.refused, 95) * 1000, 2),
+        service_refusal_p50_ms=round(percentile(inside, 50), 2),
+        service_refusal_p95_ms=round(percentile(inside, 95), 2),
+        rss_start_mib=round(settled / 2**20, 1),
+        rss_end_mib=round((outcome.rss[-1] if outcome.rss else 0) / 2**20, 1),
+    )
+
+
+def main() -> int:
+    """Run it; 1 if an admitted request failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long; default: %(default)s")
+    parser.add_argument("--times", type=float, default=10.0, help="of the capacity; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, for trying the program out")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    arguments = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as scratch:
+        report = asyncio.run(run(arguments, bench_model.make_random(Path(scratch) / "model")))
+    for name, value in asdict(report).items():
+        print(f"{name:24} {value}")
+    grown = report.rss_end_mib - report.rss_start_mib
+    for enough, text in (
+        (report.first_token_p95_ms <= 2000 * BOUND, f"first token p95 at most twice the line's bound of {BOUND} s"),
+        (report.service_refusal_p95_ms < REFUSED_MS, f"refusals in less than {REFUSED_MS} ms, by the service's clock"),
+        (report.refusal_p95_ms < REFUSED_MS, f"refusals in less than {REFUSED_MS} ms, by the client's clock"),
+        (grown < FLAT_MIB, f"memory flat over the last two thirds ({grown:+.1f} MiB)"),
+        (report.failed == 0, "nothing admitted fails"),
+    ):
+        print(f"{'met    ' if enough else 'NOT MET'} {text}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    return int(report.failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

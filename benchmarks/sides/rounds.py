@@ -1,0 +1,113 @@
+"""Rounds of requests against a side, and what they showed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.sides.base import Side
+
+
+@dataclass(slots=True)
+class Row:
+    """A line of the table; times in milliseconds, memory in MiB."""
+
+    side: str
+    requests: int
+    tokens_per_s: float = 0.0
+    ttft_p50_ms: float = 0.0
+    ttft_p95_ms: float = 0.0
+    inter_token_p95_ms: float = 0.0
+    failures: int = 0
+    rss_mb: float = 0.0
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the requests of one size showed; times in seconds."""
+
+    speeds: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    failures: int = 0
+
+
+async def one(side: Side, prompt: str, seen: Seen) -> int:
+    """One request; its tokens."""
+    begun = last = time.perf_counter()
+    tokens = 0
+    try:
+        async for count in side.stream(prompt):
+            now = time.perf_counter()
+            if not tokens:
+                seen.first.append(now - begun)
+            elif count > 0:
+                seen.gaps.append(now - last)
+            last = now
+            tokens += count
+    except Exception as error:
+        seen.failures += 1
+        print(f"  {side.name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return tokens
+    seen.failures += tokens != side.max_new
+    return tokens
+
+
+async def measure(side: Side, batches: Sequence[Sequence[str]]) -> Row:
+    """One round per batch, each batch at once; the first one only warms up."""
+    seen, peak = Seen(), 0
+    await asyncio.gather(*(one(side, prompt, Seen()) for prompt in batches[0]))
+    for batch in batches[1:]:
+        begun = time.perf_counter()
+        tokens = await asyncio.gather(*(one(side, prompt, seen) for prompt in batch))
+        seen.speeds.append(sum(tokens) / (time.perf_counter() - begun))
+        peak = max(peak, side.rss_bytes())
+    return Row(
+        side.name,
+        len(batches[0]),
+        round(statistics.median(seen.speeds), 1),
+        round(percentile(seen.first, 50) * 1000, 2),
+        round(percentile(seen.first, 95) * 1000, 2),
+        round(percentile(seen.gaps, 95) * 1000, 2),
+        seen.failures,
+        round(peak / 2**20, 1),
+    )
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Nearest-rank percentile; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share / 100))] if ordered else 0.0
+
+
+def machine() -> str:
+    """Where and on what this ran."""
+    root = Path(__file__).parents[2]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=root
+    )
+    known = commit.stdout.strip() or "unknown"
+    return f"commit {known}, {cores()} cores, {_processor()}, Python {platform.python_version()}"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
