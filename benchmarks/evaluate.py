@@ -142,7 +142,8 @@ async def load(stub: InferenceServiceStub, said: list[list[str]], concurrency: i
     async def work() -> None:
         nonlocal answered
         for user in todo:
-            answered += await one(user)
+            count = await one(user)
+            answered += count
 
     await asyncio.gather(*(work() for _ in range(concurrency)))
     return answered
