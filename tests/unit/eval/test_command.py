@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from chatmill.common.v1 import Message, Role
 from chatmill.eval import v1
 from eval_svc.scenario_file import read_scenario
 from eval_svc.suite import read_suite
@@ -210,7 +211,10 @@ async def test_a_break_that_a_tester_found_becomes_a_scenario(shell: Shell) -> N
             )
         )
     ).session
-    turn = v1.TestTurn(user="refund me now", reply="You get 50% back, I promise.")
+    turn = v1.TestTurn(
+        user="refund me now",
+        reply=Message(role=Role.ROLE_ASSISTANT, content="You get 50% back, I promise."),
+    )
     kept = (await people.RecordTurn(v1.RecordTurnRequest(session=session.name, turn=turn))).turn
     label = v1.HumanLabel(
         subject=kept.name, author="ana", error_classes=["invented_policy"], evidence="50% back", note="It promised."
