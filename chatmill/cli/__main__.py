@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if arguments.debug:
             raise
+        from chatmill import disk
+
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        full = disk.full(str(error.filename or "a file")).message if disk.is_full(error) else ""
+        print(f"error: {full or f'{where}{error.strerror or error}'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

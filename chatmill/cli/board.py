@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from chatmill.cli.console import duration, table
 
@@ -126,7 +125,7 @@ def show_scores(board: dict[str, Any], title: str, console: Console, written: Ma
 def _table(board: dict[str, Any], title: str, console: Console) -> None:
     candidate, baseline = board["candidate"], board["baseline"]
     console.print()
-    made = table("", *(["baseline>"] if baseline else []), "candidate>", title=escape(title))
+    made = table("", *(["baseline>"] if baseline else []), "candidate>", title=title)
     if baseline:
         made.add_row("model", baseline["target"], candidate["target"])
     else:

@@ -19,6 +19,7 @@ from chatmill.cli.terminal import ask, restored
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
     from chatmill.recipe.mesh import Mesh
 
@@ -167,8 +168,9 @@ class Conversation:
             sampling=Sampling(max_output_tokens=given.max_tokens, temperature=given.temperature, seed=given.seed),
             streaming=Streaming(delta_mode=DeltaMode.DELTA_MODE_INCREMENT),
         )
-        async for response in self._mesh.inference.Generate(GenerateRequest(spec=spec)):
-            reply.take(response.event)
+        with reply.awaited(self.model):
+            async for response in self._mesh.inference.Generate(GenerateRequest(spec=spec)):
+                reply.take(response.event)
 
 
 class Reply:
@@ -180,12 +182,34 @@ class Reply:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._waiting: Status | None = None
         self.text = ""
         self.tool_calls: list[Any] = []
+
+    @contextlib.contextmanager
+    def awaited(self, model: str) -> Iterator[None]:
+        """Until something of it comes, a terminal shows that it is awaited; a model may have to be loaded first."""
+        if self._console.is_terminal:
+            self._waiting = self._console.status(f"waiting for {model}")
+            self._waiting.start()
+        try:
+            yield
+        finally:
+            self._came()
+
+    def _came(self) -> None:
+        if self._waiting is not None:
+            self._waiting.stop()
+            self._waiting = None
 
     def take(self, event: Any) -> None:
         """Show one event."""
         kind = event.WhichOneof("event")
+        if kind == "progress" and event.progress.queue_position and self._waiting is not None:
+            self._waiting.update(f"waiting, number {event.progress.queue_position} in the line")
+        if kind in ("started", "progress"):
+            return
+        self._came()
         if kind == "delta":
             self._write(event.delta.text)
         elif kind == "tool_call":

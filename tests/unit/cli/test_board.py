@@ -150,7 +150,7 @@ def test_lost_trials_are_shown() -> None:
 
 def test_without_a_terminal_steps_are_plain_lines() -> None:
     out = io.StringIO()
-    with Steps(Console(file=out, width=120)) as steps:
+    with Steps(Console(file=out, width=120, markup=False)) as steps:
         steps.began("train", "lora on [base]")
         steps.progress("train", Progress(1, 10, "loss 1.0"))
         steps.note("train", "something [odd]")
