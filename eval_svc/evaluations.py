@@ -14,7 +14,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from chatmill.errors import (
+    ChatmillError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from eval_svc.board import Board
 from eval_svc.comparison import Comparison, compare
 from eval_svc.drafts import Draft, draft_scenarios
@@ -60,6 +67,7 @@ class Evaluations:
         self.held_back = held_back
         self.tools = tools
         self._running: dict[str, tuple[asyncio.Task[None], Execution]] = {}
+        self._unwritten: dict[str, ChatmillError] = {}
         self._changed = asyncio.Condition()
         self._draining = False
         self._slots = asyncio.Semaphore(tools.max_runs)
@@ -175,6 +183,7 @@ class Evaluations:
     def _launch(self, evaluation: str) -> None:
         if evaluation in self._running:
             return
+        self._unwritten.pop(evaluation, None)
         execution = Execution(evaluation, self.store, self.tools, self.emit)
         task = asyncio.create_task(self._run(evaluation, execution), name=f"evaluation {evaluation}")
         self._running[evaluation] = (task, execution)
@@ -193,13 +202,19 @@ class Evaluations:
                 )
 
     async def _fail(self, evaluation: str, error: ChatmillError) -> None:
-        self.store.update(
-            evaluation, state="failed", error=_error(error), ended_at=time.time(), incomplete=error.message
-        )
-        with contextlib.suppress(Exception):  # what can't be counted is no reason to hide the error
-            await asyncio.to_thread(settle, self.store, evaluation)
-        await self.emit(evaluation, "state", {"state": "failed"})
-        await self.emit(evaluation, "finished", {})
+        try:
+            self.store.update(
+                evaluation, state="failed", error=_error(error), ended_at=time.time(), incomplete=error.message
+            )
+            with contextlib.suppress(Exception):  # what can't be counted is no reason to hide the error
+                await asyncio.to_thread(settle, self.store, evaluation)
+            await self.emit(evaluation, "state", {"state": "failed"})
+            await self.emit(evaluation, "finished", {})
+        except ResourceExhausted as full:  # whoever watches is told instead, and the run can be taken up again
+            log.error("the end of evaluation %s can't be written: %s", evaluation, full.message)
+            self._unwritten[evaluation] = error
+            async with self._changed:
+                self._changed.notify_all()
 
     async def emit(self, evaluation: str, kind: str, payload: Mapping[str, Any]) -> None:
         """Append an event and wake whoever watches."""
@@ -208,8 +223,13 @@ class Evaluations:
             self._changed.notify_all()
 
     async def watch(self, evaluation: str, after: int = 0) -> AsyncIterator[Event]:
-        """Events behind a sequence number, and then as they come, to the last. Raises NotFound, or Unavailable on
-        stop."""
+        """Events behind a sequence number, and then as they come, to the last.
+
+        Raises:
+            NotFound: no such evaluation.
+            Unavailable: the service stops.
+            ResourceExhausted: the disk is full, so that nothing more can be kept of it.
+        """
         self._record(evaluation)
         while True:
             events = self.store.events(evaluation, after)
@@ -219,6 +239,8 @@ class Evaluations:
                 if event.kind == "finished":
                     return
             if not events:
+                if evaluation in self._unwritten:
+                    raise self._unwritten[evaluation]
                 if self._draining and evaluation not in self._running:
                     raise Unavailable(f"the service is stopping; watch again from sequence {after}", reason="DRAINING")
                 async with self._changed:

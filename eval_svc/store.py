@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import StaticPool
 
+from chatmill import disk
 from eval_svc.result import Trial, TrialScore
 from eval_svc.tables import EVALUATIONS, EVENTS, TIMES, TRIALS, TURNS, UNIT_COLUMNS, prepare
 from eval_svc.timing import Timed
@@ -95,6 +96,7 @@ class Store:
         self.engine = sa.create_engine(url, **options)
         if url.startswith("sqlite"):
             sa.event.listen(self.engine, "connect", _tune)
+        sa.event.listen(self.engine, "handle_error", _say_that_the_disk_is_full)
         prepare(self.engine)
         insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
         self._upserts = {table.name: _upsert(insert(table), table) for table in (TURNS, TRIALS, TIMES)}
@@ -273,6 +275,12 @@ class Store:
     def _upsert(self, table: sa.Table, values: Mapping[str, Any]) -> None:
         with self.engine.begin() as db:
             db.execute(self._upserts[table.name], values)
+
+
+def _say_that_the_disk_is_full(context: sa.engine.ExceptionContext) -> None:
+    """One clear line, whichever statement met it."""
+    if disk.is_full(context.original_exception):
+        raise disk.full("the evaluation database") from context.original_exception
 
 
 def _upsert(insert: Any, table: sa.Table) -> Any:
