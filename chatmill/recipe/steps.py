@@ -88,6 +88,7 @@ async def make_dataset(recipe: Recipe, mesh: Mesh, observer: Observer, *, force:
 
     Raises:
         AlreadyExists: the id is taken by a dataset that another recipe made.
+        FailedPrecondition: the suite replays held-back conversations, and there are none.
         ChatmillError: as `CreateDataset` documents.
     """
     section = recipe.dataset
@@ -122,13 +123,33 @@ async def make_dataset(recipe: Recipe, mesh: Mesh, observer: Observer, *, force:
                 made = response.finished.dataset
                 for drop in made.drops:
                     observer.note("dataset", f"left out {drop.count:,}: {drop.reason} ({drop.step})")
+                _check_held_back(recipe, made)
                 return made, Made(_dataset_summary(made), response.finished.unchanged)
     raise Aborted(f"the dataset service ended {name} without a result; run the same command again")
 
 
-def _dataset_summary(dataset: Dataset) -> str:
+def _sizes(dataset: Dataset) -> tuple[int, int]:
+    """Conversations to train on, and held back."""
     sizes = {split.split: split.item_count for split in dataset.splits}
-    train, test = sizes.get(Split.SPLIT_TRAIN, 0), sizes.get(Split.SPLIT_TEST, 0)
+    return sizes.get(Split.SPLIT_TRAIN, 0), sizes.get(Split.SPLIT_TEST, 0)
+
+
+def _check_held_back(recipe: Recipe, dataset: Dataset) -> None:
+    """Before a training that could not be scored."""
+    train, test = _sizes(dataset)
+    if recipe.suite.replay is None or test:
+        return
+    near = dataset.near_duplicate_count
+    why = f"; {near:,} of them are near-duplicates, which stay together" if near else ""
+    raise FailedPrecondition(
+        f"{recipe.where('suite.replay')}: {dataset.name} holds no conversation back to replay: all {train:,} went to "
+        f"training{why}. Give it more conversations, raise test_fraction, or name scenarios as suite.path.",
+        reason="EMPTY_SPLIT",
+    )
+
+
+def _dataset_summary(dataset: Dataset) -> str:
+    train, test = _sizes(dataset)
     return f"{dataset.name}: {train:,} conversations to train on, {test:,} held back"
 
 
@@ -264,7 +285,7 @@ async def _follow_training(
 
 def _training_text(event: TrainingEvent) -> str:
     seen = event.progress
-    if not seen.total_steps or not seen.step:
+    if not seen.step or seen.phase != "training":
         return seen.phase
     return f"loss {seen.loss:.3f}  {seen.tokens_per_second:,.0f} tokens/s  {seconds(seen.seconds_left)} left"
 

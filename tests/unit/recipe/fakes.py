@@ -32,6 +32,7 @@ class World:
     calls: list[str] = field(default_factory=list)
     break_streams_after: int | None = None
     fail_training: str = ""
+    held_back: int = 10
     gate: Any = eval_v1.GateState.GATE_STATE_PASSED
 
 
@@ -74,8 +75,9 @@ class Datasets(dataset_v1.DatasetServiceServicer, dataset_v1.DatasetAdminService
             labels=request.labels,
             splits=[
                 dataset_v1.SplitSize(split=dataset_v1.Split.SPLIT_TRAIN, item_count=90),
-                dataset_v1.SplitSize(split=dataset_v1.Split.SPLIT_TEST, item_count=10),
+                dataset_v1.SplitSize(split=dataset_v1.Split.SPLIT_TEST, item_count=self.world.held_back),
             ],
+            near_duplicate_count=7,
             drops=[dataset_v1.DropCount(step="duplicates", reason="seen before", count=2)],
         )
         finished = dataset_v1.CreateDatasetFinished(dataset=self.world.datasets[name], unchanged=unchanged)

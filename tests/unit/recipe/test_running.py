@@ -11,7 +11,7 @@ import pytest
 
 from chatmill import agent
 from chatmill.common.v1 import JobState
-from chatmill.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, Unavailable
+from chatmill.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from chatmill.eval.v1 import GateState
 from chatmill.factory.v1 import Model, TrainingJob
 from chatmill.recipe import reading, running, scoreboard
@@ -218,6 +218,14 @@ async def test_a_failed_training_says_why_and_leaves_the_old_scoreboard(
     with pytest.raises(Aborted, match="the disk is full"):
         await go(recipe_file, mesh, "method.seed=2")
     assert board.read_text(encoding="utf-8") == before
+
+
+async def test_nothing_to_replay_is_said_before_the_training(recipe_file: Path, mesh: Mesh, world: World) -> None:
+    world.held_back = 0
+    with pytest.raises(FailedPrecondition, match=r"suite\.replay: datasets/fern holds no .* 7 of them are near-dup"):
+        await go(recipe_file, mesh, "suite=", "suite.replay={}")
+    assert "Train" not in world.calls
+    await go(recipe_file, mesh)  # scenarios need none
 
 
 @pytest.mark.parametrize(
