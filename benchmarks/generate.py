@@ -3,12 +3,12 @@
     python -m benchmarks.generate [--quick] [--json FILE] [--sides chatmill,engine,...] [--requests 1,8,32,128]
     python -m benchmarks.generate --read FILE [FILE ...]
 
-Each side is started in turn, in a process of its own, on the same model, machine and prompts, warmed up, and given so
-many requests at once, round after round; a figure is the median of the rounds. Greedy, 100-token prompts, 64 new
-tokens. No prompt is used twice and all begin differently, so that no side's prefix cache finds anything; every side
-gets the same ones. Every side may use all cores, and the client runs on the same ones. First-token and inter-token
-times are what a client sees: from sending the request to the first delivery that has text, and from each delivery to
-the next.
+Each side runs in a process of its own on the same model, machine and prompts, is warmed up, and gets so many requests
+at once, round after round. The sides take turns, one round each, so that what else the machine does meets all of them,
+and wait while another's turn is. A figure is the median of the rounds. Greedy, 100-token prompts, 64 new tokens. No
+prompt is used twice and all begin differently, so that no side's prefix cache finds anything; every side gets the same
+ones. Every side may use all cores, and the client runs on the same ones. First-token and inter-token times are what a
+client sees: from sending the request to the first delivery that has text, and from each delivery to the next.
 
 At the end the bars that these figures are measured by are shown, for the sides that were run.
 """
@@ -26,10 +26,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.sides import model as bench_model
 from benchmarks.sides.base import Missing, Side
-from benchmarks.sides.rounds import Row, cores, machine, measure
+from benchmarks.sides.rounds import Row, Seen, cores, machine, play, row
 
 SIDES = {
     "chatmill": ("benchmarks.sides.chatmill_grpc", "Chatmill"),
@@ -56,26 +57,105 @@ AT_128 = 0.85
 """Least share of the throughput at 32 that is left at 128."""
 
 
-async def run_side(name: str, folder: Path, sizes: list[int], arguments: argparse.Namespace) -> list[Row]:
-    """All sizes of one side."""
+async def serve_side(name: str, folder: Path, most: int, arguments: argparse.Namespace) -> None:
+    """Be one side: start, say so, and play the rounds that come on standard input, each as `requests round`."""
     module, cls = SIDES[name]
     draw = bench_model.Prompts(folder, arguments.prompt_tokens)
-    side: Side = getattr(importlib.import_module(module), cls)(folder, arguments.tokens, max(sizes))
+    side: Side = getattr(importlib.import_module(module), cls)(folder, arguments.tokens, most)
     try:
-        await side.start()
-    except (Missing, ImportError, TimeoutError) as error:
-        print(f"{name:22} not run: {error}", file=sys.stderr)
-        await side.stop()
-        return [Row(name, n, note=f"not run: {error}") for n in sizes]
-    rows = []
-    try:
-        for size in sizes:
-            rounds = 1 if arguments.quick else ROUNDS.get(size, 3)
-            rows.append(await measure(side, [draw.batch(size, number) for number in range(rounds + 1)]))
-            show(rows[-1])
+        try:
+            await side.start()
+        except (Missing, ImportError, TimeoutError) as error:
+            print(json.dumps({"missing": str(error)}), flush=True)
+            return
+        print(json.dumps({}), flush=True)
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            size, number = map(int, line.split())
+            seen = Seen()
+            await play(side, draw.batch(size, number), seen)
+            print(json.dumps(asdict(seen)), flush=True)
     finally:
         await side.stop()
+
+
+class Player:
+    """A side in a process of its own."""
+
+    def __init__(self, name: str, folder: Path, sizes: list[int], arguments: argparse.Namespace) -> None:
+        self.name, self.note = name, ""
+        given = ["--sides", name, "--save-model", str(folder), "--apart", "--requests", str(max(sizes))]
+        given += ["--tokens", str(arguments.tokens), "--prompt-tokens", str(arguments.prompt_tokens)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.generate", *given],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(cores()), "TOKENIZERS_PARALLELISM": "false"},
+        )
+        ready = self._answer()
+        if "missing" in ready:
+            self.note = f"not run: {ready['missing']}"
+            print(f"{name:22} {self.note}", file=sys.stderr)
+
+    def play(self, size: int, number: int) -> Seen:
+        """One round; an empty one, if the side is not there or broke off."""
+        assert self._process.stdin is not None
+        if self.note:
+            return Seen()
+        self._process.stdin.write(f"{size} {number}\n")
+        self._process.stdin.flush()
+        found = self._answer()
+        return Seen(**found) if not self.note else Seen()
+
+    def stop(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            # Libraries print on standard output as well.
+            if line.startswith("{"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        self.note = "broke off"
+        return {}
+
+
+def run(names: list[str], folder: Path, sizes: list[int], arguments: argparse.Namespace) -> list[Row]:
+    """All sides, round by round in turn, so that what else the machine does meets all of them."""
+    players = [Player(name, folder, sizes, arguments) for name in names]
+    rows = []
+    for size in sizes:
+        rounds = 1 if arguments.quick else ROUNDS.get(size, 3)
+        seen = {name: Seen() for name in names}
+        for number in range(rounds + 1):
+            for player in players:
+                found = player.play(size, number)
+                if number and not player.note:
+                    seen[player.name] = merged(seen[player.name], found)
+        for player in players:
+            if player.note:
+                rows.append(Row(player.name, size, note=player.note))
+            else:
+                rows.append(row(player.name, size, seen[player.name]))
+                show(rows[-1])
+    for player in players:
+        player.stop()
     return rows
+
+
+def merged(one: Seen, other: Seen) -> Seen:
+    """What was seen in both."""
+    return Seen(
+        one.speeds + other.speeds,
+        one.first + other.first,
+        one.gaps + other.gaps,
+        one.failures + other.failures,
+        max(one.rss, other.rss),
+    )
 
 
 def show(row: Row) -> None:
@@ -120,27 +200,6 @@ def conclude(rows: Sequence[Row]) -> None:
         print(f"{'met    ' if enough else 'NOT MET'} {figure:7.2f}  {text}")
 
 
-def run_apart(names: list[str], folder: Path, arguments: argparse.Namespace) -> list[Row]:
-    """Each side in a process of its own, so that none inherits another's memory or threads."""
-    rows: list[Row] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(cores()), "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
-            answer = Path(scratch) / "rows.json"
-            given = ["--sides", name, "--save-model", str(folder), "--json", str(answer), "--apart"]
-            for option in ("requests", "tokens", "prompt_tokens"):
-                given += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-            if arguments.quick:
-                given.append("--quick")
-            subprocess.run([sys.executable, "-m", "benchmarks.generate", *given], env=environment, check=False)
-            if answer.exists():
-                rows += read(answer)
-                answer.unlink()
-            else:
-                rows += [Row(name, int(n), note="broke off") for n in arguments.requests.split(",")]
-    return rows
-
-
 def read(path: Path) -> list[Row]:
     """Rows of an earlier run."""
     return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
@@ -165,8 +224,9 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown sides {', '.join(sorted(unknown))}; there are {', '.join(SIDES)}")
     if arguments.apart:
-        rows = asyncio.run(run_side(names[0], arguments.save_model, sizes, arguments))
-    elif arguments.read:
+        asyncio.run(serve_side(names[0], arguments.save_model, max(sizes), arguments))
+        return 0
+    if arguments.read:
         rows = [row for path in arguments.read for row in read(path)]
         show_head()
         for row in rows:
@@ -181,7 +241,7 @@ def main() -> int:
                 bench_model.make_endless(arguments.model, folder)
             else:
                 bench_model.make_random(folder)
-            rows = run_apart(names, folder, arguments)
+            rows = run(names, folder, sizes, arguments)
         conclude(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")

@@ -39,6 +39,7 @@ class Seen:
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     failures: int = 0
+    rss: int = 0
 
 
 async def one(side: Side, prompt: str, seen: Seen) -> int:
@@ -62,25 +63,35 @@ async def one(side: Side, prompt: str, seen: Seen) -> int:
     return tokens
 
 
-async def measure(side: Side, batches: Sequence[Sequence[str]]) -> Row:
-    """One round per batch, each batch at once; the first one only warms up."""
-    seen, peak = Seen(), 0
-    await asyncio.gather(*(one(side, prompt, Seen()) for prompt in batches[0]))
-    for batch in batches[1:]:
-        begun = time.perf_counter()
-        tokens = await asyncio.gather(*(one(side, prompt, seen) for prompt in batch))
-        seen.speeds.append(sum(tokens) / (time.perf_counter() - begun))
-        peak = max(peak, side.rss_bytes())
+async def play(side: Side, batch: Sequence[str], seen: Seen) -> None:
+    """One round: a batch at once."""
+    begun = time.perf_counter()
+    tokens = await asyncio.gather(*(one(side, prompt, seen) for prompt in batch))
+    seen.speeds.append(sum(tokens) / (time.perf_counter() - begun))
+    seen.rss = max(seen.rss, side.rss_bytes())
+
+
+def row(name: str, requests: int, seen: Seen) -> Row:
+    """What was seen, as a line of the table."""
     return Row(
-        side.name,
-        len(batches[0]),
+        name,
+        requests,
         round(statistics.median(seen.speeds), 1),
         round(percentile(seen.first, 50) * 1000, 2),
         round(percentile(seen.first, 95) * 1000, 2),
         round(percentile(seen.gaps, 95) * 1000, 2),
         seen.failures,
-        round(peak / 2**20, 1),
+        round(seen.rss / 2**20, 1),
     )
+
+
+async def measure(side: Side, batches: Sequence[Sequence[str]]) -> Row:
+    """One round per batch, each batch at once; the first one only warms up."""
+    seen = Seen()
+    await play(side, batches[0], Seen())
+    for batch in batches[1:]:
+        await play(side, batch, seen)
+    return row(side.name, len(batches[0]), seen)
 
 
 def percentile(values: list[float], share: float) -> float:
