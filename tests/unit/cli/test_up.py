@@ -11,9 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from chatmill.cli import up as command
+from chatmill.cli.console import stdout
+from chatmill.cli.meshes import Announcer
+from chatmill.cli.supervision.process import Part
+from chatmill.cli.supervision.supervisor import Supervisor
+from chatmill.runtime.testing import local_config
 
 SERVICES = ("dataset", "factory", "inference", "eval")
 FREE = [word for name in SERVICES for word in ("-o", f"{name}.port=0")]
@@ -157,3 +165,16 @@ def test_an_unknown_service_is_refused(dummies: Path) -> None:
     refused = Up(dummies, "--services", "datset")
     assert refused.process.wait(timeout=30) == 2
     assert "did you mean 'dataset'" in refused.err.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_the_page_is_named_by_the_address_that_a_browser_needs(tmp_path: Path, tls: bool) -> None:
+    config = local_config(tmp_path)
+    if tls:
+        secure = replace(config.mesh.security, cert_file=tmp_path / "cert.pem", key_file=tmp_path / "key.pem")
+        config = replace(config, mesh=replace(config.mesh, security=secure))
+    bridge = Part("bridge", "bridge", "127.0.0.1", 8080, grpc=False)
+    console = stdout()
+    with console.capture() as shown:
+        command._show(console, Supervisor([bridge], {"bridge": []}, config, Announcer(console)), [bridge], config)
+    assert f"{'https' if tls else 'http'}://127.0.0.1:8080/test" in shown.get()
