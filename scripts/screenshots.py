@@ -39,6 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="where the bridge listens")
     parser.add_argument("--model", default="shop", help="the model to talk to, as the page lists it")
+    parser.add_argument("--verdict", choices=("good", "bad"), default="good", help="what the tester says of the reply")
     parser.add_argument("--out", type=Path, default=DOCS, metavar="FOLDER", help="where the two pictures go")
     parser.add_argument("--every", type=Path, metavar="FOLDER", help="instead of the two: every tab, for looking at")
     arguments = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> int:
         else:
             for size, language in (("desktop", "en"), ("phone", "zh")):
                 page = visit(browser, arguments.url, size, language)
-                talk(page, arguments.model, language, f"otter-{size}")
+                talk(page, arguments.model, language, f"otter-{size}", good=arguments.verdict == "good")
                 keep(page, arguments.out / f"testers-{size}.png", size)
         browser.close()
     return 0
@@ -97,12 +98,15 @@ def say(page: Page, words: str, chat: str = "#chat") -> None:
     page.wait_for_selector("#send", state="visible")
 
 
-def talk(page: Page, model: str, language: str, name: str) -> None:
-    """A short conversation with a thumb for the last reply."""
+def talk(page: Page, model: str, language: str, name: str, *, good: bool) -> None:
+    """A short conversation with a label for the last reply; a bad one refused what the agent should know."""
     begin(page, name, model)
     for question in QUESTIONS[language]:
         say(page, question)
-    page.click("#thumb label:nth-of-type(1)")
+    page.click(f"#thumb label:nth-of-type({1 if good else 2})")
+    if not good:
+        named = {"en": "Refused wrongly", "zh": "错误拒绝"}[language]
+        page.click(f"#errors label:has-text('{named}')")
     page.wait_for_selector("#label-saved .cm-saved")
     page.evaluate("document.activeElement.blur()")
 
