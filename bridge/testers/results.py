@@ -255,7 +255,7 @@ def _model(defect: Defect, language: str) -> str:
 def _defect(defect: Defect, language: str) -> str:
     found = text(language, "defects.found", model=_model(defect, language), reporter=defect.reporter)
     said = "".join(
-        f'<p class="cm-line"><b>{shown.plain(_role(message, language))}</b> {shown.plain(message.content)}</p>'
+        f'<p class="cm-line"><span class="cm-who">{shown.plain(_role(message, language))}</span> {shown.plain(message.content)}</p>'
         for message in defect.messages
     )
     rest = "".join(f'<p class="cm-small">{shown.plain(line)}</p>' for line in (defect.evidence, defect.note) if line)
