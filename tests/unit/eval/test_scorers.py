@@ -276,8 +276,8 @@ def test_the_packaged_model_and_its_guards(value: str, reply: str, expected: str
     embedder = packaged()
     found = scorer({"type": "semantic", "value": value}).score(view(reply, services=Services(embedder=embedder)))
     assert found.verdict == expected, found
-    unguarded = {"type": "semantic", "value": value, "guard": False}
-    if "never" in reply or "ourteen" in reply:
+    if "never" in reply:
+        unguarded = {"type": "semantic", "value": value, "guard": False}
         alike = scorer(unguarded).score(view(reply, services=Services(embedder=embedder)))
         assert alike.verdict == "pass", "without the guard the model takes them for the same"
 
