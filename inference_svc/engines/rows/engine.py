@@ -100,6 +100,7 @@ class RowsEngine:
                 table,
                 emit=lambda row, event: worker.put_out((row.request.request_id, event)),
                 fail=lambda row, error: worker.put_out((row.request.request_id, error)),
+                hand_out=worker.hand_out,
             )
             worker.start(scheduler)
             return loaded, scheduler, cache, table

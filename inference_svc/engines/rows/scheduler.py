@@ -54,6 +54,7 @@ class Scheduler:
         emit: called with every event of a row, in order.
         fail: called once instead of a last event when a row breaks.
         limits: see there.
+        hand_out: called between prefill and decode, so that first tokens don't wait for the second ones.
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class Scheduler:
         emit: Callable[[Row, EngineEvent], None],
         fail: Callable[[Row, ChatmillError], None],
         limits: Limits,
+        hand_out: Callable[[], None] = lambda: None,
     ) -> None:
         self.forward, self._store, self._cache, self._table = forward, store, cache, table
         self.bank = bank
-        self._emit, self._fail, self._limits = emit, fail, limits
+        self._emit, self._fail, self._limits, self._hand_out = emit, fail, limits, hand_out
         self.waiting: deque[Row] = deque()
         self._slots: list[Row | None] = []
         self._prefilling: list[Row] = []
@@ -132,6 +134,7 @@ class Scheduler:
         with torch.inference_mode():
             if self._prefilling:
                 self._guarded(self._prefill)
+                self._hand_out()
             if any(row is not None and row.output for row in self._slots):
                 self._guarded(self._decode)
 

@@ -45,6 +45,7 @@ def make_scheduler(
     table: TextTable,
     emit: Callable[[Row, EngineEvent], None],
     fail: Callable[[Row, ChatmillError], None],
+    hand_out: Callable[[], None] = lambda: None,
 ) -> Scheduler:
     """A scheduler over a loaded base; on the thread that will run it."""
     model = loaded.model
@@ -52,7 +53,8 @@ def make_scheduler(
     if parameters.threads == 0:
         settle_threads(forward, store)
     bank = AdapterBank(model, parameters.max_adapters)
-    return Scheduler(forward, store, bank, cache, table, emit, fail, Limits(prefill_tokens=parameters.prefill_tokens))
+    limits = Limits(prefill_tokens=parameters.prefill_tokens)
+    return Scheduler(forward, store, bank, cache, table, emit, fail, limits, hand_out)
 
 
 def choose_forward(loaded: Loaded, parameters: RowsParameters) -> tuple[Forward, RowStore]:

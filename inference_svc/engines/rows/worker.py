@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
+
+SWITCH_SECONDS = 0.0005
+"""How soon the interpreter hands over to the event loop's thread when that has something to do. Operations of torch let
+go of the interpreter for microseconds, too short for another thread to wake up in, so at Python's own 5 ms each message
+to a client could wait so long while a step runs."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,12 +56,19 @@ class Worker(Generic[Item]):
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._out: list[Item] = []
         self._work: Work | None = None
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def put_out(self, item: Item) -> None:
         """Hand something to the event loop; called by the work, on the thread."""
         self._out.append(item)
+
+    def hand_out(self) -> None:
+        """Send what was put out to the event loop before the step ends; called by the work, on the thread."""
+        if self._out:
+            batch, self._out = self._out, []
+            self._tell(self._deliver, batch)
 
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the thread before its next step; from any thread. It must not raise."""
@@ -103,9 +116,7 @@ class Worker(Generic[Item]):
                 except Exception as error:
                     log.exception("a step of the engine failed; its requests are ended")
                     work.broken(error)
-            if self._out:
-                batch, self._out = self._out, []
-                self._tell(self._deliver, batch)
+            self.hand_out()
 
     def _take_commands(self) -> bool:
         """Run what was posted; waits for the first command if there is nothing else to do. False at the end."""
