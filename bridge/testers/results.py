@@ -244,8 +244,9 @@ def _excerpt(defect: Defect) -> str:
     return words if len(words) <= 60 else words[:59] + "…"
 
 
-def _role(message: Message, language: str) -> str:
-    return text(language, "role.user" if message.role == Role.ROLE_USER else "role.assistant")
+def _line(message: Message, language: str) -> str:
+    who = text(language, "role.user" if message.role == Role.ROLE_USER else "role.assistant")
+    return f'<p class="cm-line"><span class="cm-who">{shown.plain(who)}</span> {shown.plain(message.content)}</p>'
 
 
 def _model(defect: Defect, language: str) -> str:
@@ -254,10 +255,7 @@ def _model(defect: Defect, language: str) -> str:
 
 def _defect(defect: Defect, language: str) -> str:
     found = text(language, "defects.found", model=_model(defect, language), reporter=defect.reporter)
-    said = "".join(
-        f'<p class="cm-line"><span class="cm-who">{shown.plain(_role(message, language))}</span> {shown.plain(message.content)}</p>'
-        for message in defect.messages
-    )
+    said = "".join(_line(message, language) for message in defect.messages)
     rest = "".join(f'<p class="cm-small">{shown.plain(line)}</p>' for line in (defect.evidence, defect.note) if line)
     changes = "".join(
         f"<li>{shown.plain(text(language, f'defects.{STATUS_NAMES[change.status]}'))} · {shown.plain(change.author)}"
