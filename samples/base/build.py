@@ -20,6 +20,7 @@ from factory_svc.shipped import FOLDER
 from factory_svc.task import Messages, Progress, TrainingOutcome, TrainingTask
 from factory_svc.training import train
 from samples.base.corpus import conversations
+from samples.overlap import SUITES, asked_in, bare
 
 SHIPPED = FOLDER / "chatmill-tiny"
 FILES = (
@@ -34,12 +35,28 @@ MOST_BYTES = 16 * 2**20
 """The package carries the model, so it must stay small."""
 
 
-def corpus_digest(corpus: Iterable[Messages]) -> str:
+def corpus_digest(made: Iterable[Messages]) -> str:
     """SHA-256 (hexadecimal) over the conversations as JSON lines."""
     digest = hashlib.sha256()
-    for messages in corpus:
+    for messages in made:
         digest.update(json.dumps(messages, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
+
+
+def corpus(recipe: dict[str, Any], count: int | None = None) -> list[Messages]:
+    """The conversations of the recipe, less those in which a customer says a line of the shop's suites.
+
+    Args:
+        recipe: `conversations` and `seed` of its `corpus` are read.
+        count: how many, instead of the recipe's number.
+    """
+    asked = set().union(*map(asked_in, SUITES))
+    wanted = recipe["corpus"]
+    return [
+        messages
+        for messages in conversations(count or wanted["conversations"], wanted["seed"])
+        if not any(m["role"] == "user" and bare(m["content"]) in asked for m in messages)
+    ]
 
 
 def entry(outcome: TrainingOutcome, recipe: dict[str, Any], digest: str, finished: datetime) -> dict[str, Any]:
@@ -108,19 +125,18 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, help="size of the corpus instead of the recipe's, for a quick try")
     options = parser.parse_args()
     recipe: dict[str, Any] = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
-    count = options.conversations or recipe["corpus"]["conversations"]
-    corpus = list(conversations(count, recipe["corpus"]["seed"]))
+    made = corpus(recipe, options.conversations)
     trained = options.output.with_name(f".{options.output.name}.new")
     task = TrainingTask(
         method=recipe["method"],
         parameters=recipe["parameters"],
         output=trained,
-        conversations=corpus,
+        conversations=made,
         seed=recipe["seed"],
     )
     outcome = train(task, _show)
     install(
-        trained, entry(outcome, recipe, corpus_digest(corpus), datetime.now(UTC).replace(microsecond=0)), options.output
+        trained, entry(outcome, recipe, corpus_digest(made), datetime.now(UTC).replace(microsecond=0)), options.output
     )
     shutil.rmtree(trained)
 
