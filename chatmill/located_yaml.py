@@ -105,7 +105,8 @@ def parse(text: str, name: str = "<text>") -> Document:
         data = builder.value(node, ()) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 1
+        # What is missing at the end is reported one line after the last.
+        line = min(mark.line, text.rstrip("\n").count("\n")) + 1 if mark else 1
         told = " ".join(part for part in (error.context, error.problem) if part)
         raise refuse([FieldViolation(f"{name}:{line}", f"is not valid YAML: {told}")]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
