@@ -1,6 +1,6 @@
 """Write constraints.txt: the exact versions, in this environment, of all that Chatmill and its extras need.
 
-Run it in an environment where `pip install -e '.[dev,ui,semantic,fast]'` has just been tried and the tests pass.
+Run it in an environment where `pip install -e '.[dev]'` has just been tried and the tests pass.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from chatmill.recipe.mesh import FOREVER, Followed, Mesh
 from chatmill.recipe.observer import Observer, Progress
 from chatmill.recipe.reading import model_name
 from chatmill.recipe.steps import Made, blamed_on, seconds
+
+STEP = "evaluate"
 
 
 async def evaluate(
@@ -72,7 +75,17 @@ async def evaluate(
     running = None if force else await _find(mesh, inputs, JobState.JOB_STATE_RUNNING)
     if running is not None:
         observer.note("evaluate", f"{running.name} is at work on exactly this since an earlier run; following it")
-    done = await _follow(recipe, mesh, observer, spec, running)
+    request = RunEvaluationRequest(spec=spec, request_id=str(uuid.uuid4()))
+    with blamed_on(recipe, "suite"):
+        done = _succeeded(
+            await follow(
+                mesh,
+                observer,
+                None if running else request,
+                name=running.name if running else "",
+                left=lambda name: f"{name} goes on as long as its mesh does; a later run picks it up",
+            )
+        )
     return done, Made(_summary(done), reused=False)
 
 
@@ -138,7 +151,16 @@ async def check_suite(recipe: Recipe, mesh: Mesh, stand_in: str) -> None:
 
 
 async def _checked(mesh: Mesh, spec: EvaluationSpec) -> Evaluation:
-    request = RunEvaluationRequest(spec=spec, validate_only=True)
+    return await first(mesh, RunEvaluationRequest(spec=spec, validate_only=True))
+
+
+async def first(mesh: Mesh, request: RunEvaluationRequest) -> Evaluation:
+    """The evaluation as it was accepted, or only checked; it is not followed.
+
+    Raises:
+        Aborted: no answer came.
+        ChatmillError: as `RunEvaluation` documents.
+    """
     async for response in mesh.evals.RunEvaluation(request):
         if response.HasField("evaluation"):
             return response.evaluation
@@ -154,36 +176,60 @@ async def _find(mesh: Mesh, inputs: str, state: Any) -> Evaluation | None:
     return None
 
 
-async def _follow(
-    recipe: Recipe, mesh: Mesh, observer: Observer, spec: EvaluationSpec, running: Evaluation | None
+async def follow(
+    mesh: Mesh, observer: Observer, request: RunEvaluationRequest | None, *, name: str, left: Callable[[str], str]
 ) -> Evaluation:
-    request = RunEvaluationRequest(spec=spec, request_id=str(uuid.uuid4()))
+    """The evaluation when it has ended, well or not; meanwhile its progress.
+
+    Args:
+        mesh: who evaluates.
+        observer: told of progress, warnings and lost connections under the step `evaluate`.
+        request: what to start; None follows `name`.
+        name: resource name of an evaluation that is at work already; empty if it is to be started.
+        left: what to tell, of its name, where following is broken off and the evaluation is not.
+
+    Raises:
+        Aborted: its stream ended without a result.
+        ChatmillError: as `RunEvaluation` and `WatchEvaluation` document.
+    """
+
+    def start() -> AsyncIterable[Any]:
+        if request is None:
+            raise Aborted(f"{name} has no stream to follow; run the same command again")
+        return mesh.evals.RunEvaluation(request, timeout=FOREVER)
+
     followed: Followed[EvaluationEvent] = Followed(
         service="eval",
-        start=lambda: mesh.evals.RunEvaluation(request, timeout=FOREVER),
-        watch=lambda name, after: mesh.evals.WatchEvaluation(
-            WatchEvaluationRequest(name=name, after_sequence=after), timeout=FOREVER
+        start=start,
+        watch=lambda known, after: mesh.evals.WatchEvaluation(
+            WatchEvaluationRequest(name=known, after_sequence=after), timeout=FOREVER
         ),
         resource="evaluation",
-        broken=lambda text: observer.note("evaluate", text),
-        name=running.name if running else "",
+        broken=lambda text: observer.note(STEP, text),
+        name=name,
     )
-    with blamed_on(recipe, "suite"):
-        try:
-            async for event in followed.events():
-                if event.HasField("progress"):
-                    seen = event.progress
-                    text = f"{seen.passed:,} passed, {seen.errors:,} with errors  {seconds(seen.seconds_left)} left"
-                    observer.progress("evaluate", Progress(seen.done, seen.total, text))
-                elif event.HasField("warning"):
-                    observer.note("evaluate", event.warning)
-                elif event.HasField("finished"):
-                    return _succeeded(event.finished)
-        except asyncio.CancelledError:
-            if followed.name:
-                observer.note("evaluate", f"{followed.name} goes on as long as its mesh does; a later run picks it up")
-            raise
+    try:
+        async for event in followed.events():
+            if event.HasField("progress"):
+                observer.progress(STEP, _progress(event))
+            elif event.HasField("warning"):
+                observer.note(STEP, event.warning)
+            elif event.HasField("finished"):
+                return event.finished
+    except asyncio.CancelledError:
+        if followed.name:
+            observer.note(STEP, left(followed.name))
+        raise
     raise Aborted("the eval service ended without a result; run the same command again")
+
+
+def _progress(event: EvaluationEvent) -> Progress:
+    seen = event.progress
+    text = (
+        f"{seen.done:,} of {seen.total:,} done, {seen.passed:,} passed, {seen.errors:,} with errors, "
+        f"{seconds(seen.seconds_left)} left"
+    )
+    return Progress(seen.done, seen.total, text)
 
 
 def _succeeded(evaluation: Evaluation) -> Evaluation:

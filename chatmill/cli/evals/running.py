@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import uuid
-from collections.abc import AsyncIterable, Callable
 from pathlib import Path
-from typing import Any
 
 from chatmill import agent
 from chatmill.cli import console as consoles
@@ -15,23 +13,19 @@ from chatmill.cli import settings
 from chatmill.cli.evals import results
 from chatmill.cli.meshes import Found, found_or_started
 from chatmill.common.v1 import JobState
-from chatmill.errors import Aborted, FailedPrecondition, InvalidArgument
+from chatmill.errors import FailedPrecondition, InvalidArgument
 from chatmill.eval.v1 import (
     Evaluation,
-    EvaluationEvent,
     EvaluationSpec,
     GetEvaluationRequest,
     ResumeEvaluationRequest,
     RunEvaluationRequest,
     Target,
-    WatchEvaluationRequest,
 )
-from chatmill.recipe.mesh import FOREVER, Followed, Mesh, connected
-from chatmill.recipe.observer import Observer, Progress, StepResult
+from chatmill.recipe.evaluation import STEP, first, follow
+from chatmill.recipe.mesh import Mesh, connected
+from chatmill.recipe.observer import Observer, StepResult
 from chatmill.recipe.reading import model_name
-from chatmill.recipe.steps import seconds
-
-STEP = "evaluate"
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -46,16 +40,14 @@ async def run(arguments: argparse.Namespace) -> int:
         if found.local and arguments.suite:
             spec.scenario_suite = _resolved(arguments.suite)
         if arguments.check:
-            checked = await _first(mesh, RunEvaluationRequest(spec=spec, validate_only=True))
+            checked = await first(mesh, RunEvaluationRequest(spec=spec, validate_only=True))
             print(f"{checked.suite} ({checked.suite_digest[:12]}): suite, models and options are in order")
             return 0
         request = RunEvaluationRequest(spec=spec, request_id=str(uuid.uuid4()))
         if arguments.detach:
             return await _detach(mesh, found, request)
         with consoles.Steps(console) as shown:
-            done = await _follow(
-                mesh, shown, lambda: mesh.evals.RunEvaluation(request, timeout=FOREVER), arguments.suite
-            )
+            done = await _follow(mesh, shown, request, "", arguments.suite or "held-back conversations")
         return await results.finish(arguments, mesh, done)
 
 
@@ -76,7 +68,7 @@ async def resume(arguments: argparse.Namespace) -> int:
                 console.print(f"{error.message}", style="dim", markup=False)
                 return await results.finish(arguments, mesh, known)
         with consoles.Steps(console) as shown:
-            done = await _follow(mesh, shown, None, known.suite, name)
+            done = await _follow(mesh, shown, None, name, known.suite or "held-back conversations")
         return await results.finish(arguments, mesh, done)
 
 
@@ -164,76 +156,32 @@ def _local_folders(arguments: argparse.Namespace) -> list[Path]:
     return [path.resolve() if path.is_dir() else path.resolve().parent for path in named]
 
 
-async def _first(mesh: Mesh, request: RunEvaluationRequest) -> Evaluation:
-    async for response in mesh.evals.RunEvaluation(request, timeout=FOREVER):
-        if response.HasField("evaluation"):
-            return response.evaluation
-    raise Aborted("the eval service ended without an answer; run the same command again")
-
-
 async def _detach(mesh: Mesh, found: Found, request: RunEvaluationRequest) -> int:
     if found.private:
         raise FailedPrecondition(
             "--detach needs a mesh that stays: the one that was started for this command ends with it. "
             "Start one with `chatmill up`."
         )
-    accepted = await _first(mesh, request)
+    accepted = await first(mesh, request)
     print(accepted.name)
     return 0
 
 
 async def _follow(
-    mesh: Mesh,
-    observer: Observer,
-    start: Callable[[], AsyncIterable[Any]] | None,
-    suite: str | None,
-    name: str = "",
+    mesh: Mesh, shown: Observer, request: RunEvaluationRequest | None, name: str, what: str
 ) -> Evaluation:
-    """The evaluation when it has ended; meanwhile the bar."""
-
-    def nothing() -> AsyncIterable[Any]:
-        raise Aborted("the evaluation has no name to follow it by")
-
-    followed: Followed[EvaluationEvent] = Followed(
-        service="eval",
-        start=start or nothing,
-        watch=lambda known, after: mesh.evals.WatchEvaluation(
-            WatchEvaluationRequest(name=known, after_sequence=after), timeout=FOREVER
-        ),
-        resource="evaluation",
-        broken=lambda text: observer.note(STEP, text),
-        name=name,
-    )
-    observer.began(STEP, suite or "held-back conversations")
+    shown.began(STEP, what)
     begun = asyncio.get_running_loop().time()
-    try:
-        async for event in followed.events():
-            if event.HasField("progress"):
-                observer.progress(STEP, _progress(event))
-            elif event.HasField("warning"):
-                observer.note(STEP, event.warning)
-            elif event.HasField("finished"):
-                done = event.finished
-                took = asyncio.get_running_loop().time() - begun
-                observer.ended(StepResult(STEP, f"{done.name}: {_state(done)}", reused=False, seconds=took))
-                return done
-    except asyncio.CancelledError:
-        if followed.name:
-            observer.note(
-                STEP,
-                f"{followed.name} keeps what it has; `chatmill eval resume {results.short(followed.name)}` goes on",
-            )
-        raise
-    raise Aborted("the eval service ended without a result; run the same command again")
-
-
-def _progress(event: EvaluationEvent) -> Progress:
-    seen = event.progress
-    text = (
-        f"{seen.done:,} of {seen.total:,} done, {seen.passed:,} passed, {seen.errors:,} with errors, "
-        f"{seconds(seen.seconds_left)} left"
+    done = await follow(
+        mesh,
+        shown,
+        request,
+        name=name,
+        left=lambda known: f"{known} keeps what it has; `chatmill eval resume {results.short(known)}` goes on",
     )
-    return Progress(seen.done, seen.total, text)
+    took = asyncio.get_running_loop().time() - begun
+    shown.ended(StepResult(STEP, f"{done.name}: {_state(done)}", reused=False, seconds=took))
+    return done
 
 
 def _state(evaluation: Evaluation) -> str:
