@@ -6,6 +6,7 @@ It knows models only as something with parameters; how they are built and saved 
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -257,7 +258,8 @@ def _arguments(task: TrainingTask, parameters: GradientParameters, precision: st
         disable_tqdm=True,
         seed=task.seed,
         data_seed=task.seed,
-        dataloader_num_workers=0,
+        # On a CPU they would take the cores from the model; a GPU would wait for one process that pads batches.
+        dataloader_num_workers=min(4, os.cpu_count() or 1) if torch.cuda.is_available() else 0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 

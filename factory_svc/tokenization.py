@@ -11,7 +11,8 @@ This module knows tokenizers only through `apply_chat_template`; it loads no mod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +23,13 @@ IGNORED = -100
 """Label of a token that the loss does not see (PyTorch's cross-entropy default)."""
 
 OverLength = Literal["truncate", "drop", "refuse"]
-Encode = Callable[[Messages], tuple[list[int], list[int]]]
-"""Messages to (token ids, mask of 0 and 1 of the same length, 1 where the assistant speaks)."""
+Row = tuple[list[int], list[int]]
+"""Token ids, and a mask of 0 and 1 of the same length, 1 where the assistant speaks."""
+Encode = Callable[[Sequence[Messages]], list[Row]]
+"""Conversations to their rows; several at once, since a tokenizer's call costs more than its work."""
+_BATCH = 128
+_WORTH_PROCESSES = 50_000
+"""Conversations from which on more processes than this one are asked to encode."""
 
 _PROBE: Messages = [
     {"role": "user", "content": "alpha"},
@@ -77,10 +83,9 @@ def tokenize(
         ("truncated", "dropped_over_length", "dropped_no_target", "tokens_cut", "tool_messages_skipped"), 0
     )
     tools = takes_tool_messages(tokenizer)
-    for index, given in enumerate(conversations):
-        messages = given if tools else [m for m in given if m["role"] != "tool"]
-        count["tool_messages_skipped"] += len(given) - len(messages)
-        ids, mask = _encode_one(encode, messages, index)
+    taken = conversations if tools else [[m for m in given if m["role"] != "tool"] for given in conversations]
+    count["tool_messages_skipped"] = sum(map(len, conversations)) - sum(map(len, taken))
+    for index, (ids, mask) in enumerate(_rows(encode, taken)):
         if len(ids) > max_length:
             if over_length == "refuse":
                 raise InvalidArgument(
@@ -127,11 +132,48 @@ def _nothing_left(counters: DataCounters, max_length: int) -> str:
     )
 
 
-def _encode_one(encode: Encode, messages: Messages, index: int) -> tuple[list[int], list[int]]:
+def _rows(encode: Encode, conversations: Sequence[Messages]) -> Iterator[Row]:
+    """The row of every conversation, in their order; of many, made by all processors."""
+    starts = range(0, len(conversations), _BATCH)
+    if len(conversations) < _WORTH_PROCESSES:
+        for first in starts:
+            yield from _encode_batch(encode, conversations[first : first + _BATCH], first)
+        return
+    global _work
+    # Forked processes find the work here: a tokenizer with its template is nothing that can be sent to them.
+    _work = (encode, conversations)
+    try:
+        with multiprocessing.get_context("fork").Pool() as pool:
+            for rows in pool.imap(_forked, starts, chunksize=4):
+                yield from rows
+    finally:
+        _work = None
+
+
+_work: tuple[Encode, Sequence[Messages]] | None = None
+
+
+def _forked(first: int) -> list[Row]:
+    assert _work is not None, "set before the process was forked"
+    encode, conversations = _work
+    return _encode_batch(encode, conversations[first : first + _BATCH], first)
+
+
+def _encode_batch(encode: Encode, conversations: Sequence[Messages], first: int) -> list[Row]:
+    """Rows of conversations of which the first has the number `first`."""
     import jinja2
 
     try:
-        return encode(messages)
+        return encode(conversations)
+    except jinja2.TemplateError:
+        return [_encode_one(encode, messages, first + at) for at, messages in enumerate(conversations)]
+
+
+def _encode_one(encode: Encode, messages: Messages, index: int) -> Row:
+    import jinja2
+
+    try:
+        return encode([messages])[0]
     except jinja2.TemplateError as error:
         roles = ", ".join(m["role"] for m in messages[:8])
         raise InvalidArgument(
@@ -191,7 +233,7 @@ def _separates(tokenizer: Any, encode: Encode) -> bool:
     import jinja2
 
     try:
-        ids, mask = encode(_PROBE)
+        ids, mask = encode([_PROBE])[0]
     except (ValueError, TypeError, jinja2.TemplateError):
         return False
     spoken = tokenizer.decode([t for t, m in zip(ids, mask, strict=True) if m])
@@ -202,11 +244,15 @@ def _separates(tokenizer: Any, encode: Encode) -> bool:
 
 
 def _encode_markers(tokenizer: Any, template: str | None) -> Encode:
-    def encode(messages: Messages) -> tuple[list[int], list[int]]:
+    def encode(conversations: Sequence[Messages]) -> list[Row]:
         rendered = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, chat_template=template
+            list(conversations),
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            chat_template=template,
         )
-        return list(rendered["input_ids"]), list(rendered["assistant_masks"])
+        return list(zip(rendered["input_ids"], rendered["assistant_masks"], strict=True))
 
     return encode
 
@@ -218,7 +264,7 @@ def _encode_turns(tokenizer: Any) -> Encode:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def encode(messages: Messages) -> tuple[list[int], list[int]]:
+    def encode_one(messages: Messages) -> Row:
         whole = ids_of(messages, ask=False)
         mask = [0] * len(whole)
         for position, message in enumerate(messages):
@@ -231,13 +277,12 @@ def _encode_turns(tokenizer: Any) -> Encode:
             mask[len(before) : len(until)] = [1] * (len(until) - len(before))
         return whole, mask
 
-    return encode
+    return lambda conversations: list(map(encode_one, conversations))
 
 
 def _encode_all(tokenizer: Any) -> Encode:
-    def encode(messages: Messages) -> tuple[list[int], list[int]]:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
-        ids = list(rendered["input_ids"])
-        return ids, [1] * len(ids)
+    def encode(conversations: Sequence[Messages]) -> list[Row]:
+        rendered = tokenizer.apply_chat_template(list(conversations), tokenize=True, return_dict=True)
+        return [(ids, [1] * len(ids)) for ids in rendered["input_ids"]]
 
     return encode

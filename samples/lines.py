@@ -31,7 +31,7 @@ class Speech:
         """A question about the topic, in one of the ways that a customer may put it."""
         way = rng.random()
         kinds: Sequence[str] = [k for k in ("np", "vp", "ask") if topic.get(k)]
-        kind = rng.choices(kinds, [{"np": 0.25, "vp": 0.3, "ask": 0.45}[k] for k in kinds])[0]
+        kind = rng.choices(kinds, [{"np": 0.15, "vp": 0.2, "ask": 0.65}[k] for k in kinds])[0]
         said = expand(rng.choice(topic[kind]), rng, slots)
         if kind != "ask":
             frame = rng.choice(self.acts["frames" if kind == "np" else "doing"])

@@ -4,10 +4,12 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from samples.overlap import asked, bare
 from samples.scenes import conversation
 
 DATA = Path(__file__).with_name("data")
@@ -16,10 +18,27 @@ SEED = 20261120
 
 
 def conversations(language: str, count: int, seed: int = SEED) -> Iterator[dict[str, Any]]:
-    """`count` conversations of a language in the neutral shape, the same for the same seed."""
+    """`count` conversations of a language in the neutral shape, the same for the same seed.
+
+    None holds a customer's line of the evaluation suites: what would is drawn again.
+    """
     rng = random.Random(f"{seed}/{language}")
-    for number in range(count):
-        yield conversation(language, number, rng)
+    number = 0
+    while number < count:
+        made = conversation(language, number, rng)
+        if not asked() & _said(made["messages"]):
+            number += 1
+            yield made
+
+
+def _said(messages: Sequence[dict[str, Any]]) -> set[str]:
+    """`bare` of every customer's message, and of what one said in several in a row."""
+    bursts = ["".join(m["content"] for m in some) for own, some in groupby(messages, _by_customer) if own]
+    return {bare(text) for text in (*bursts, *(m["content"] for m in messages if _by_customer(m)))}
+
+
+def _by_customer(message: dict[str, Any]) -> bool:
+    return bool(message["role"] == "customer")
 
 
 def packed(language: str) -> bytes:

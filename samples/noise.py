@@ -34,15 +34,14 @@ def slip(text: str, rng: random.Random) -> str:
 def hurry(text: str, rng: random.Random, *, slips: float = 0.15) -> str:
     """`text` as a customer may have typed it; `slips` is the share of sentences with a typing slip."""
     if rng.random() < slips:
-        text = slip(text, rng)
-        if rng.random() < 0.25:
+        for _ in range(rng.choices((1, 2, 4), (70, 22, 8))[0]):
             text = slip(text, rng)
     style = rng.random()
     if style < 0.30:
         text = text.lower()
     elif style < 0.80:
         text = text[:1].upper() + text[1:]
-    elif style < 0.83:
+    elif style < 0.84:
         text = text.upper()
     if rng.random() < 0.25:
         text = text.rstrip(".?!。？！")

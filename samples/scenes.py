@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from samples.base import banks
 from samples.base.corpus import company_name
 from samples.grammar import bank, expand
 from samples.lines import Speech
 
 _HERE = Path(__file__).parent
-_BASE = _HERE / "base" / "phrases"
 HANDOVERS = ("complaint", "legal", "injury", "request", "fraud", "safety")
 ENDS = ("bye", *HANDOVERS)
 """Acts after which the customer has nothing more to say to Mila."""
@@ -67,26 +67,21 @@ class Scene:
 @cache
 def voice(language: str) -> Voice:
     """The phrases of `en` or `zh`: the general ones of the base corpus and the shop's."""
-    general, own = bank(_BASE / f"acts_{language}.yaml"), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
-    remembered = bank(_BASE / "memory.yaml")[language]
+    general, own = banks.acts(language), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
+    remembered = banks.memory(language)
     acts: dict[str, Any] = dict(general)
     acts["story"] = [*general["story"], *own.pop("story")]
     for name, act in own.items():
         heard = {**remembered, **general}.get(name, {"user": []})["user"]
         acts[name] = {"user": [*heard, *act["user"]], "agent": act["agent"], "reason": name}
-    ways = {t["name"]: t for t in _list(_BASE / ("topics_zh.yaml" if language == "zh" else "topics_en_shop.yaml"))}
-    topics = {}
-    for topic in _list(_HERE / "phrases" / f"shop_topics_{language}.yaml"):
+    ways = {t["name"]: t for t in banks.topics("topics_zh" if language == "zh" else "topics_en_shop")}
+    topics, shops = {}, bank(_HERE / "phrases" / f"shop_topics_{language}.yaml")
+    for topic in cast(list[dict[str, Any]], shops):
         common = ways[topic["extends"]]
         topics[topic["id"]] = {**topic, **{key: [*common[key], *topic[key]] for key in ("np", "vp", "ask")}}
     words = {**bank(_HERE / "phrases" / "shop_world.yaml")[language]}
     acts["confirm"], acts["repeat"] = words["confirm"], words["repeat"]
     return Voice(Speech(acts, language, asides=0.22), topics, words)
-
-
-def _list(path: Path) -> list[dict[str, Any]]:
-    loaded: Any = bank(path)
-    return list(loaded)
 
 
 def conversation(language: str, number: int, rng: random.Random) -> dict[str, Any]:
@@ -101,7 +96,7 @@ def conversation(language: str, number: int, rng: random.Random) -> dict[str, An
 
 
 def _open(language: str, rng: random.Random) -> Scene:
-    spoken, world = voice(language), bank(_BASE / "world.yaml")
+    spoken, world = voice(language), banks.world()
     words, general = spoken.words, spoken.speech.acts if language == "zh" else world
     item = rng.choice(words["items"])
     if rng.random() < 0.3:

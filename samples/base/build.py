@@ -10,7 +10,9 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ import yaml
 from factory_svc.shipped import FOLDER
 from factory_svc.task import Messages, Progress, TrainingOutcome, TrainingTask
 from factory_svc.training import train
-from samples.base.corpus import conversations
-from samples.overlap import SUITES, asked_in, bare
+from samples.base.corpus import BLOCK, block
 
 SHIPPED = FOLDER / "chatmill-tiny"
 FILES = (
@@ -44,19 +45,24 @@ def corpus_digest(made: Iterable[Messages]) -> str:
 
 
 def corpus(recipe: dict[str, Any], count: int | None = None) -> list[Messages]:
-    """The conversations of the recipe, less those in which a customer says a line of the shop's suites.
+    """The conversations of the recipe, made by all processors.
 
     Args:
-        recipe: `conversations` and `seed` of its `corpus` are read.
+        recipe: its `corpus` is read.
         count: how many, instead of the recipe's number.
     """
-    asked = set().union(*map(asked_in, SUITES))
     wanted = recipe["corpus"]
-    return [
-        messages
-        for messages in conversations(count or wanted["conversations"], wanted["seed"])
-        if not any(m["role"] == "user" and bare(m["content"]) in asked for m in messages)
-    ]
+    total: int = count or wanted["conversations"]
+    blocks = range(0, total, BLOCK)
+    with ProcessPoolExecutor() as pool:
+        made = pool.map(
+            block,
+            (first // BLOCK for first in blocks),
+            (min(BLOCK, total - first) for first in blocks),
+            repeat(wanted["seed"]),
+            repeat(wanted.get("copies", 0.0)),
+        )
+        return [messages for some in made for messages in some]
 
 
 def entry(outcome: TrainingOutcome, recipe: dict[str, Any], digest: str, finished: datetime) -> dict[str, Any]:

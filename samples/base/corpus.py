@@ -8,19 +8,22 @@ particular business stays in its weights, which is what tuning is for.
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from samples.grammar import bank, expand
+from samples.base import banks
+from samples.base.copying import copying
+from samples.grammar import expand
 from samples.lines import Speech, transfer
+from samples.overlap import asked, bare
 
 Message = dict[str, str]
-_PHRASES = Path(__file__).with_name("phrases")
 HANDOVERS = ("complaint", "legal", "injury", "request", "fraud", "safety")
 CHAT = ("greet", "thanks", "bye", "mood", "who", "robot", "skills", "insult", "unclear", "tongue", "mild")
 REFUSALS = ("offtopic", "extract", "privacy", "bargain", "commit", "rival", "promise")
 CHINESE_SHARE = 0.27
 """Share of conversations in Chinese."""
+BLOCK = 1000
+"""Conversations that share a source of chance."""
 
 _RULES = {
     "en": [
@@ -88,23 +91,45 @@ class _Scene:
     memory: bool = False
     last: bool = False
     rule: bool = False
+    refused: bool = False
     messages: list[Message] = field(default_factory=list)
 
     def add(self, user: str, agent: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": agent}]
 
 
-def conversations(count: int, seed: int) -> Iterator[list[Message]]:
-    """`count` conversations in the order of roles system, user, assistant, ...; the same for the same seed."""
-    rng = random.Random(seed)
-    for _ in range(count):
-        yield conversation(rng)
+def conversations(count: int, seed: int, *, copies: float = 0.0) -> Iterator[list[Message]]:
+    """`count` conversations in the order of roles system, user, assistant, ...; the same for the same arguments.
+
+    None holds a customer's line of the shop's evaluation suites: what would is drawn again.
+
+    Args:
+        count: how many.
+        seed: of all chance.
+        copies: share of conversations that are nothing but copying (`samples.base.copying`).
+    """
+    for first in range(0, count, BLOCK):
+        yield from block(first // BLOCK, min(BLOCK, count - first), seed, copies)
 
 
-def conversation(rng: random.Random) -> list[Message]:
-    """One conversation: a system prompt and one to six exchanges."""
+def block(number: int, count: int, seed: int, copies: float) -> list[list[Message]]:
+    """The first `count` conversations of one block; blocks need not be made in their order, nor in one process."""
+    rng = random.Random(f"{seed}/{number}")
+    made: list[list[Message]] = []
+    while len(made) < count:
+        messages = conversation(rng, copies)
+        if not any(m["role"] == "user" and bare(m["content"]) in asked() for m in messages):
+            made.append(messages)
+    return made
+
+
+def conversation(rng: random.Random, copies: float = 0.0) -> list[Message]:
+    """One conversation: a system prompt and one to six exchanges; with the chance `copies` one of only copying."""
+    if copies and rng.random() < copies:
+        language = "zh" if rng.random() < CHINESE_SHARE else "en"
+        return copying(language, _items(language), rng)
     scene = _scene(rng)
-    speech = Speech(bank(_PHRASES / f"acts_{scene.language}.yaml"), scene.language)
+    speech = Speech(banks.acts(scene.language), scene.language)
     scene.messages.append({"role": "system", "content": _system(scene, rng)})
     for _ in range(rng.choices((1, 2, 3, 4, 5, 6), (6, 14, 22, 24, 19, 15))[0]):
         if not _exchange(scene, speech, rng):
@@ -123,26 +148,26 @@ def _date(rng: random.Random, language: str) -> str:
     day, month = rng.randint(1, 28), rng.randrange(12)
     if language == "zh" and rng.random() < 0.7:
         return f"{month + 1}月{day}日"
-    return f"{day} {bank(_PHRASES / 'world.yaml')['months'][month]}"
+    return f"{day} {banks.world()['months'][month]}"
 
 
 def _scene(rng: random.Random) -> _Scene:
-    world = bank(_PHRASES / "world.yaml")
+    world = banks.world()
     language = "zh" if rng.random() < CHINESE_SHARE else "en"
     chinese = language == "zh"
     kinds: Mapping[str, list[str]] = world["kinds_zh" if chinese else "kinds"]
-    kind = "shop" if rng.random() < 0.65 else rng.choice(list(kinds))
+    kind = "shop" if rng.random() < 0.7 else rng.choice(list(kinds))
     if chinese:
-        topics = [t for t in bank_list("topics_zh") if kind in t["kinds"]]
+        topics = [t for t in banks.topics("topics_zh") if kind in t["kinds"]]
         company = rng.choice(world["company_zh_a"]) if rng.random() < 0.6 else company_name(rng, world)
         bot = rng.choice(world["bots_zh"] if rng.random() < 0.6 else world["bots_en"])
-        words: Mapping[str, Any] = bank(_PHRASES / "acts_zh.yaml")
+        words: Mapping[str, Any] = banks.acts("zh")
         item = rng.choice(words["items"])
     else:
         topics = [
-            t for t in bank_list("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")
+            t for t in banks.topics("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")
         ]
-        topics = topics + [t for t in bank_list("topics_en_other") if kind in t["kinds"]]
+        topics = topics + [t for t in banks.topics("topics_en_other") if kind in t["kinds"]]
         company, bot, words = company_name(rng, world), rng.choice(world["bots_en"]), world
         item = rng.choice(world["items"])
         if rng.random() < 0.3:
@@ -157,12 +182,6 @@ def _scene(rng: random.Random) -> _Scene:
     slots["plain"] = str(slots["kind"]).split(" ", 1)[-1]
     slots["low"] = str(slots["noun"]).lower()
     return _Scene(language, kind, slots, topics)
-
-
-def bank_list(name: str) -> list[dict[str, Any]]:
-    """The topics of a file of topics."""
-    loaded: Any = bank(_PHRASES / f"{name}.yaml")
-    return list(loaded)
 
 
 def company_name(rng: random.Random, world: Mapping[str, Any]) -> str:
@@ -185,7 +204,7 @@ def _system(scene: _Scene, rng: random.Random) -> str:
         values = {key: rng.choice(choices) for key, choices in topic["values"].items()}
         scene.known[topic["name"]] = values
         parts.append(expand(rng.choice(topic["fact"]), rng, values))
-    if rng.random() < 0.3:
+    if rng.random() < 0.4:
         scene.rule = True
         parts.append(rng.choice(_RULES[written]))
     first, rest = parts[0], parts[1:]
@@ -197,7 +216,7 @@ def _system(scene: _Scene, rng: random.Random) -> str:
 def _memory(scene: _Scene, rng: random.Random) -> list[str]:
     if rng.random() > 0.35:
         return []
-    words = bank(_PHRASES / "memory.yaml")[scene.language]
+    words = banks.memory(scene.language)
     state, said = rng.choice(words["states"])
     slots = scene.slots
     slots["state"], slots["said"] = expand(state, rng, slots), expand(said, rng, slots)
@@ -214,7 +233,11 @@ def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
     """Add one exchange; False if it ended the conversation."""
     way = rng.random()
     first = len(scene.messages) == 1
-    if scene.memory and way < 0.35:
+    refused, scene.refused = scene.refused, False
+    if refused and rng.random() < 0.25:
+        scene.refused = True
+        scene.add(speech.say("insist", rng, scene.slots), speech.answer("insist", rng, scene.slots))
+    elif scene.memory and way < 0.35:
         _remember(scene, rng, speech)
     elif way < 0.62:
         _topic(scene, speech, rng)
@@ -234,10 +257,11 @@ def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
             return False
         scene.add(said, _PLAIN[scene.language][act])
     else:
-        act = rng.choice(CHAT if way < 0.92 else REFUSALS)
+        act = rng.choice(CHAT if way < 0.90 else REFUSALS)
         if first and rng.random() < 0.2:
             act = "greet"
         scene.add(speech.say(act, rng, scene.slots), speech.answer(act, rng, scene.slots))
+        scene.refused = act in REFUSALS
         return act != "bye"
     return True
 
@@ -255,7 +279,7 @@ def _topic(scene: _Scene, speech: Speech, rng: random.Random) -> None:
 
 
 def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
-    words = bank(_PHRASES / "memory.yaml")[scene.language]
+    words = banks.memory(scene.language)
     acts = ["status", "status", "number", "thing", "name", "back"] + (["last_ask"] * 2 if scene.last else [])
     act = words["back"] if len(scene.messages) == 1 and rng.random() < 0.3 else words[rng.choice(acts)]
     said = speech.dress(
@@ -265,7 +289,7 @@ def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
 
 
 def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
-    words = bank(_PHRASES / "memory.yaml")[scene.language]
+    words = banks.memory(scene.language)
     slots = {**scene.slots, "id": identifier(rng), "list": _list(scene, rng)}
     way = rng.random()
     if way < 0.4 and not scene.memory:
@@ -276,7 +300,7 @@ def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
         )
         return
     if way < 0.7:
-        names = bank(_PHRASES / "world.yaml")["names_en"]
+        names = banks.world()["names_en"]
         slots["name"] = scene.slots["name"] if scene.memory else rng.choice(names)
         act = words["gives_name"]
     else:
@@ -285,6 +309,10 @@ def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
 
 
 def _list(scene: _Scene, rng: random.Random) -> str:
-    items = bank(_PHRASES / ("acts_zh.yaml" if scene.language == "zh" else "world.yaml"))["items"]
-    chosen = rng.sample(items, rng.choice((2, 3, 4)))
+    chosen = rng.sample(_items(scene.language), rng.choice((2, 3, 4)))
     return ("、" if scene.language == "zh" else ", ").join(chosen)
+
+
+def _items(language: str) -> list[str]:
+    named: list[str] = (banks.acts("zh") if language == "zh" else banks.world())["items"]
+    return named

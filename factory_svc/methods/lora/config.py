@@ -18,6 +18,12 @@ class LoraParameters(GradientParameters):
     target_modules: str = parameter(
         "all-linear", "Layers to adapt: all-linear (the output head excluded) or names separated by commas."
     )
+    last_blocks: int = parameter(
+        0,
+        "Adapt only so many of the last blocks; 0 adapts all. What the first blocks know of language then stays as it "
+        "is, and a step takes less time.",
+        minimum=0,
+    )
     rank_stabilised: bool = parameter(
         False, "Scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023), better at high rank."
     )

@@ -62,15 +62,19 @@ def adapt(model: Any, parameters: LoraParameters) -> Any:
     """`model` wrapped with fresh adapters.
 
     Raises:
-        InvalidArgument: none of the named layers exists in the model.
+        InvalidArgument: none of the named layers exists in the model, or it has fewer blocks than are to be adapted.
     """
     from peft import LoraConfig, get_peft_model
 
+    blocks = int(model.config.get_text_config().num_hidden_layers)
+    if parameters.last_blocks > blocks:
+        raise InvalidArgument.field("parameters.last_blocks", f"the base has {blocks} blocks")
     config = LoraConfig(
         r=parameters.rank,
         lora_alpha=parameters.alpha,
         lora_dropout=parameters.dropout,
         target_modules=parameters.targets(),
+        layers_to_transform=list(range(blocks - parameters.last_blocks, blocks)) if parameters.last_blocks else None,
         use_rslora=parameters.rank_stabilised,
         task_type="CAUSAL_LM",
     )
