@@ -53,7 +53,8 @@ def make_scheduler(
     forward, store = choose_forward(loaded, parameters)
     if parameters.threads == 0:
         settle_threads(forward, store)
-    if parameters.graphs and store.device.type == "cuda":
+    # An int8 product reads back which columns are outliers, so the host has to wait in every layer.
+    if parameters.graphs and store.device.type == "cuda" and loaded.info.quantisation != "int8":
         forward = GraphedForward(forward, store, capture=True)
     bank = AdapterBank(model, parameters.max_adapters)
     limits = Limits(prefill_tokens=parameters.prefill_tokens)

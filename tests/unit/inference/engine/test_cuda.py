@@ -117,6 +117,7 @@ def test_quantised_bases_serve(folder: Path, quantization: str) -> None:
         bench.add(str(number), prompt, GREEDY)
     bench.run()
     assert not bench.errors
+    assert isinstance(bench.scheduler.forward, GraphedForward) is (quantization == "nf4")
     if quantization == "nf4":
         assert bench.scheduler.forward.captured
     bench.scheduler.forward = None
@@ -157,3 +158,25 @@ def test_a_cancel_frees_the_row_and_adapters_load_meanwhile(
         await engine.close()
 
     asyncio.run(scenario())
+
+
+def test_a_step_that_cannot_be_captured_is_run_as_it_is(caplog) -> None:
+    """The last test here, since what it does to the device is not to meet another."""
+    base = on_cuda("llama", "float32")
+    expected = [tiny.generate(base.model, [20 + n, 30, 40], 12, ignore_eos=True) for n in range(3)]
+    bench = tiny.Bench(base, RowsParameters(quantization="none"))
+    forward = bench.scheduler.forward
+    inner = forward.inner.decode
+
+    def waits(*arguments: object) -> torch.Tensor:
+        logits = inner(*arguments)
+        logits.sum().item()
+        return logits
+
+    forward.inner.decode = waits
+    for number, wanted in enumerate(expected):
+        bench.add(str(number), [20 + number, 30, 40], GREEDY)
+        bench.run()
+        assert bench.ids(str(number)) == wanted
+    assert forward.captured == 0
+    assert sum("CUDA graphs" in record.message for record in caplog.records) == 1
