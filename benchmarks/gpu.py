@@ -140,10 +140,21 @@ def _loops(report: Report, batches: Sequence[int], loaded: Any, parameters: Any)
             for batch in batches:
                 report.guarded(side, batch, over_store)
         report.note(name, graphs=graphed.captured, replays=graphed.replays)
+        if lean and store.device.type == "cuda":
+            _kernels(report, batches[:2], forward, store, model)
         if not lean:
             forward.detach()  # type: ignore[attr-defined]
         del forward, store, graphed, sides, taken, over_store
         gc.collect()
+
+
+def _kernels(report: Report, batches: Sequence[int], forward: Any, store: Any, model: Any) -> None:
+    """Where the time of a step goes; not every machine lets a profiler look."""
+    try:
+        for batch in batches:
+            report.note("lean", requests=batch, kernels=decode_loops.kernels(forward, store, model, batch, PROMPT))
+    except Exception as error:
+        report.note("lean", error=f"no profile: {type(error).__name__}: {error}"[:300])
 
 
 async def _engine(

@@ -71,6 +71,30 @@ def over_store(forward: Forward, store: RowStore, model: Any, batch: int, length
     return Timed(first - begun, time.perf_counter() - first)
 
 
+def kernels(forward: Forward, store: RowStore, model: Any, batch: int, length: int, most: int = 12) -> list[str]:
+    """What the device does in one decode step: kernels, times and microseconds, the most expensive first."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    steps = 4
+    store.reserve(batch, length + 1)
+    tokens = _prompts(model, batch, 1)[:, 0]
+    positions = torch.full((batch,), length, device=store.device)
+    with torch.inference_mode():
+        forward.decode(tokens, positions, length + 1, None)
+        _wait(model.device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            for _ in range(steps):
+                forward.decode(tokens, positions, length + 1, None)
+            _wait(model.device)
+    events = [event for event in seen.key_averages() if event.self_device_time_total > 0]
+    events.sort(key=lambda event: -event.self_device_time_total)
+    return [
+        f"{event.key[:90]}: {event.count / steps:g} in {event.self_device_time_total / steps:.0f} us"
+        for event in events[:most]
+    ]
+
+
 def _prompts(model: Any, batch: int, length: int) -> Any:
     import torch
 
