@@ -26,6 +26,8 @@ def choose_precision(model: Any, rows: Tokenized, wish: Literal["auto", "fp32", 
         return ("bf16" if torch.cuda.is_bf16_supported() else "fp32"), ""
     if any(not p.is_floating_point() for p in model.parameters()):
         return "bf16", ""  # A 4-bit base computes in bf16 whatever autocast says.
+    if not _multiplies_bf16():
+        return "fp32", "fp32 chosen: this processor emulates bf16."
     length = max(2, min(128, max(map(len, rows.input_ids))))
     shape = (max(1, _PROBE_TOKENS // length), length)
     ids = torch.randint(0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(0))
@@ -34,6 +36,22 @@ def choose_precision(model: Any, rows: Tokenized, wish: Literal["auto", "fp32", 
     ratio = seconds["fp32"] / seconds["bf16"]
     best = "bf16" if ratio > _WORTH_IT else "fp32"
     return best, f"{best} chosen: bf16 autocast measured {ratio:.2f} times as fast as fp32."
+
+
+def _multiplies_bf16() -> bool:
+    """Whether a product in bf16 takes less than twice the time of fp32; emulated, it takes ten times and more."""
+    import torch
+
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        factor = torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.process_time()
+            factor @ factor
+            times.append(time.process_time() - start)
+        best[dtype] = min(times)
+    return best[torch.bfloat16] < 2 * best[torch.float32]
 
 
 def _step_seconds(model: Any, ids: Any, bf16: bool) -> float:
