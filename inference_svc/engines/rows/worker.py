@@ -143,7 +143,8 @@ class Worker(Generic[Item]):
         """Run what was posted; waits for the first command if there is nothing else to do. False at the end."""
         wait = (self._work is None or self._work.idle) and not self._out
         taken = self._drain(wait=wait)
-        until = monotonic() + GATHER_SECONDS if taken else 0.0
+        # Only when there was nothing to do: running rows must not wait for those who may come.
+        until = monotonic() + GATHER_SECONDS if wait else 0.0
         while taken is not None and (began := monotonic()) < until:
             self._turn()
             taken = self._drain(wait=False)
