@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+import torch
+
+from inference_svc.engines.rows import loading, steps
+from inference_svc.engines.rows.forward import Prefill
+from inference_svc.engines.rows.parameters import RowsParameters
 from inference_svc.engines.rows.threads import LONG_STEP, Pace
 
 
@@ -41,3 +48,23 @@ def test_it_follows_what_else_the_machine_does() -> None:
 def test_long_steps_on_many_cores_are_never_tried_on_one() -> None:
     assert set(play(Pace(16), lambda threads: 4 * LONG_STEP / threads**0.5, 2000)) == {16, 8}
     assert set(play(Pace(16), lambda threads: 0.001, 2000)) == {16, 8, 1}
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_any_number_gives_the_same_bits(folder: Path, lean: bool) -> None:
+    parameters = RowsParameters(quantization="none", dtype="float32", device="cpu", lean=lean)
+    forward, store = steps.choose_forward(loading.load(folder, parameters), parameters)
+    store.reserve(32, 64)
+    before = torch.get_num_threads()
+    seen = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                chunk = Prefill(list(range(32)), torch.arange(32 * 30).view(32, 30) % 50, 0, torch.full((32,), 29))
+                first = forward.prefill(chunk)
+                seen.append((first, forward.decode(first.argmax(-1), torch.full((32,), 30), 31, None)))
+    finally:
+        torch.set_num_threads(before)
+    for other in seen[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(seen[0], other, strict=True))
