@@ -4,7 +4,7 @@ A second thread shortens products of milliseconds, does nothing for operations o
 to twenty times as long while something else has its core: the threads of an operation wait for the last of them. What
 else wants the cores (the service itself, its clients on the same machine, other programs) changes from second to
 second, so the numbers of threads are timed as they are used, and the slower ones tried again now and then. A step gives
-the same numbers on any of them. This module knows no model.
+the same numbers on any of them, up to rounding. This module knows no model.
 """
 
 from __future__ import annotations

