@@ -103,10 +103,13 @@ def percentile(values: list[float], share: float) -> float:
 def machine() -> str:
     """Where and on what this ran."""
     root = Path(__file__).parents[2]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=root
-    )
-    known = commit.stdout.strip() or "unknown"
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=root
+        )
+        known = commit.stdout.strip() or "unknown"
+    except OSError:  # no git here
+        known = "unknown"
     return f"commit {known}, {cores()} cores, {_processor()}, Python {platform.python_version()}"
 
 

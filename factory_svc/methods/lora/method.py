@@ -66,6 +66,7 @@ def adapt(model: Any, parameters: LoraParameters) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    every = parameters.targets() == "all-linear"
     blocks = int(model.config.get_text_config().num_hidden_layers)
     if parameters.last_blocks > blocks:
         raise InvalidArgument.field("parameters.last_blocks", f"the base has {blocks} blocks")
@@ -73,7 +74,7 @@ def adapt(model: Any, parameters: LoraParameters) -> Any:
         r=parameters.rank,
         lora_alpha=parameters.alpha,
         lora_dropout=parameters.dropout,
-        target_modules=parameters.targets(),
+        target_modules=_linear_layers(model) if parameters.last_blocks and every else parameters.targets(),
         layers_to_transform=list(range(blocks - parameters.last_blocks, blocks)) if parameters.last_blocks else None,
         use_rslora=parameters.rank_stabilised,
         task_type="CAUSAL_LM",
@@ -85,6 +86,15 @@ def adapt(model: Any, parameters: LoraParameters) -> Any:
             return get_peft_model(model, config)
     except ValueError as error:
         raise InvalidArgument.field("parameters.target_modules", str(error).splitlines()[0]) from None
+
+
+def _linear_layers(model: Any) -> list[str]:
+    """What PEFT means by `all-linear`, by name, since it takes single blocks only with names."""
+    import torch
+
+    head = model.get_output_embeddings()
+    found = (name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and part is not head)
+    return sorted({name.rpartition(".")[2] for name in found})
 
 
 METHODS.register(Lora.name)(Lora())

@@ -47,6 +47,7 @@ class RowsParameters:
         default_output_tokens: output limit of requests that state none.
         max_adapters: adapters that may be loaded at once.
         lean: use the lean forward where it gives what the model's own gives; False always uses the model's own.
+        graphs: on CUDA, replay decode steps as CUDA graphs where that gives what the steps give without.
     """
 
     quantization: Literal["nf4", "int8", "none"] = "nf4"
@@ -63,6 +64,7 @@ class RowsParameters:
     default_output_tokens: int = 512
     max_adapters: int = 64
     lean: bool = True
+    graphs: bool = True
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "max_waiting", "prefill_tokens", "default_output_tokens", "max_adapters"):

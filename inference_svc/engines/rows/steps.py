@@ -15,6 +15,7 @@ from inference_svc.engines.rows import lean
 from inference_svc.engines.rows.adapters import AdapterBank
 from inference_svc.engines.rows.detokenize import TextTable
 from inference_svc.engines.rows.forward import Forward, ModelForward, Prefill, layer_shapes
+from inference_svc.engines.rows.graphs import GraphedForward
 from inference_svc.engines.rows.loading import Loaded
 from inference_svc.engines.rows.parameters import RowsParameters
 from inference_svc.engines.rows.prefix_cache import PrefixCache
@@ -48,6 +49,9 @@ def make_scheduler(
     threads = torch.get_num_threads()
     if parameters.threads == 0 and threads > 1 and store.device.type == "cpu":
         forward = Threaded(forward, threads)
+    # An int8 product reads back which columns are outliers, so the host has to wait in every layer.
+    if parameters.graphs and store.device.type == "cuda" and loaded.info.quantisation != "int8":
+        forward = GraphedForward(forward, store, capture=True)
     bank = AdapterBank(model, parameters.max_adapters)
     limits = Limits(prefill_tokens=parameters.prefill_tokens)
     return Scheduler(forward, store, bank, cache, table, emit, fail, limits, hand_out, hand_over)
