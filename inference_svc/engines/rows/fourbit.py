@@ -16,11 +16,13 @@ from torch import Tensor
 
 
 def fits(parts: list[Linear4bit]) -> bool:
-    """Whether `FourBit` can stand in for these layers: equally quantised, scales not quantised again."""
+    """Whether `FourBit` can stand in for these layers: equally quantised, scales not quantised again, and on a CPU, since
+    it was not tried elsewhere."""
     states = [part.weight.quant_state for part in parts]
     first = states[0]
     return (
         first is not None
+        and parts[0].weight.device.type == "cpu"
         and all(type(part) is Linear4bit and part.weight.dtype == torch.uint8 for part in parts)
         and all(not state.nested and len(state.shape) == 2 for state in states)
         and first.shape[1] % first.blocksize == 0
