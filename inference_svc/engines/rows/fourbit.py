@@ -16,8 +16,8 @@ from torch import Tensor
 
 
 def fits(parts: list[Linear4bit]) -> bool:
-    """Whether `FourBit` can stand in for these layers: equally quantised, scales not quantised again, and on a CPU, since
-    it was not tried elsewhere."""
+    """Whether `FourBit` can stand in for these layers: equally quantised, scales not quantised again, and on a CPU,
+    since it was not tried elsewhere."""
     states = [part.weight.quant_state for part in parts]
     first = states[0]
     return (
