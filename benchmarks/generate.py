@@ -213,6 +213,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per request; default: %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=100, help="tokens per prompt; default: %(default)s")
     parser.add_argument("--model", type=Path, help="folder of another model; default: 5 million random parameters")
+    choices = ("auto", "float32", "bfloat16")
+    parser.add_argument("--dtype", choices=choices, default="auto", help="of the weights; default: the fastest")
     parser.add_argument("--save-model", type=Path, help="keep the model in this folder")
     parser.add_argument("--quick", action="store_true", help="one round each, for trying the program out")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -240,7 +242,9 @@ def main() -> int:
             if arguments.model:
                 bench_model.make_endless(arguments.model, folder)
             else:
-                bench_model.make_random(folder)
+                dtype = bench_model.best_dtype() if arguments.dtype == "auto" else arguments.dtype
+                bench_model.make_random(folder, dtype=dtype)
+                print(f"weights in {dtype} for every side")
             rows = run(names, folder, sizes, arguments)
         conclude(rows)
     if arguments.json:

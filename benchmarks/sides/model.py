@@ -31,8 +31,15 @@ def words(count: int, seed: int = 0) -> list[str]:
     return list(found)
 
 
-def make_random(folder: Path, *, hidden: int = 256, layers: int = 4, seed: int = 0) -> Path:
-    """A random Llama of about five million parameters, in bfloat16, with its tokenizer."""
+def best_dtype() -> str:
+    """What this processor computes fastest: every side loads the precision that the weights file has."""
+    from inference_svc.engines.rows.loading import cpu_has_bfloat16
+
+    return "bfloat16" if cpu_has_bfloat16() else "float32"
+
+
+def make_random(folder: Path, *, hidden: int = 256, layers: int = 4, seed: int = 0, dtype: str = "bfloat16") -> Path:
+    """A random Llama of about five million parameters, with its tokenizer; the same numbers in any precision."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -63,7 +70,8 @@ def make_random(folder: Path, *, hidden: int = 256, layers: int = 4, seed: int =
         pad_token_id=2,
         initializer_range=0.1,
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    # Rounded first, so that runs in different precisions have the same weights.
+    model = LlamaForCausalLM(config).to(torch.bfloat16).to(getattr(torch, dtype))
     model.generation_config.eos_token_id = None
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

@@ -101,6 +101,7 @@ class RowsEngine:
                 emit=lambda row, event: worker.put_out((row.request.request_id, event)),
                 fail=lambda row, error: worker.put_out((row.request.request_id, error)),
                 hand_out=worker.hand_out,
+                hand_over=worker.hand_over,
             )
             worker.start(scheduler)
             return loaded, scheduler, cache, table

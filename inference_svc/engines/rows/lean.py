@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name
+from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inference_svc.engines.rows import fourbit
 from inference_svc.engines.rows.adapters import Mix
 from inference_svc.engines.rows.forward import Prefill
 from inference_svc.engines.rows.store import RowStore
@@ -113,7 +115,9 @@ class _Apart:
 
 
 def _product(parts: list[nn.Linear], *, packed: bool) -> Callable[[Tensor], Tensor]:
-    """One product for linear layers of the same input. Plain ones are fused, their weights become views of it."""
+    """One product for linear layers of the same input. Those of a kind are fused, their weights become views of it."""
+    if all(isinstance(part, Linear4bit) for part in parts) and fourbit.fits(parts):
+        return fourbit.FourBit(parts)
     if any(type(part) is not nn.Linear for part in parts):
         return _Apart(parts)
     if len(parts) == 1:
@@ -163,7 +167,11 @@ class LeanForward:
     def __init__(self, model: PreTrainedModel, store: RowStore) -> None:
         self.store = store
         self.embed: Tensor = model.model.embed_tokens.weight
-        packed = store.device.type == "cpu" and model.get_memory_footprint() <= PACKED_BYTES
+        packed = (
+            store.device.type == "cpu"
+            and model.get_memory_footprint() <= PACKED_BYTES
+            and (model.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
         self.head = _product([model.lm_head], packed=packed)
         self.norm: Tensor = model.model.norm.weight
         self.layers = [

@@ -34,7 +34,8 @@ class RowsParameters:
         device: `cpu`, `cuda`, or `auto`, which takes CUDA where there is one.
         dtype: of weights that are not quantised, and of the states; `auto` takes that of the weights file, but
             float32 on a CPU that has no arithmetic for it.
-        threads: CPU threads of torch in this process; 0 takes one per core, or one alone where more would not help.
+        threads: CPU threads of torch in this process; 0 takes up to one per core, as many as make a step fastest at
+            the time.
         max_rows: requests that run at once.
         max_waiting: requests that may wait inside the engine; more are refused.
         context_length: most tokens of prompt and output together; 0 takes the model's own bound.

@@ -24,10 +24,10 @@ from inference_svc.engines.rows.sampling import Choice, choose
 from inference_svc.engines.rows.store import RowStore
 from inference_svc.generation import EngineEvent, FinishReason, TokenLogprob, TopLogprob
 
-MESSAGE_SECONDS = 0.001
-"""Deliveries are spaced so that all rows together cause about one message in this time: it costs the asyncio side up to
-45 microseconds each, on cores that the model needs too."""
-LONGEST_HOLD = 0.04
+MESSAGE_SECONDS = 0.002
+"""Deliveries are spaced so that all rows together cause about one message in this time: service and client spend up to
+600 microseconds on each, on cores that the model needs too."""
+LONGEST_HOLD = 0.08
 """But no text waits longer than this for the next delivery, in seconds."""
 
 
@@ -54,7 +54,9 @@ class Scheduler:
         emit: called with every event of a row, in order.
         fail: called once instead of a last event when a row breaks.
         limits: see there.
-        hand_out: called between prefill and decode, so that first tokens don't wait for the second ones.
+        hand_out: called before a prefill, so that what is known already does not wait for it.
+        hand_over: called between prefill and decode, so that first tokens don't wait for the second ones; returns
+            when they are on their way.
     """
 
     def __init__(
@@ -68,10 +70,12 @@ class Scheduler:
         fail: Callable[[Row, ChatmillError], None],
         limits: Limits,
         hand_out: Callable[[], None] = lambda: None,
+        hand_over: Callable[[], None] = lambda: None,
     ) -> None:
         self.forward, self._store, self._cache, self._table = forward, store, cache, table
         self.bank = bank
-        self._emit, self._fail, self._limits, self._hand_out = emit, fail, limits, hand_out
+        self._emit, self._fail, self._limits = emit, fail, limits
+        self._hand_out, self._hand_over = hand_out, hand_over
         self.waiting: deque[Row] = deque()
         self._slots: list[Row | None] = []
         self._prefilling: list[Row] = []
@@ -133,8 +137,9 @@ class Scheduler:
         self._admit()
         with torch.inference_mode():
             if self._prefilling:
-                self._guarded(self._prefill)
                 self._hand_out()
+                self._guarded(self._prefill)
+                self._hand_over()
             if any(row is not None and row.output for row in self._slots):
                 self._guarded(self._decode)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from time import perf_counter
 
 import torch
 
@@ -23,18 +22,13 @@ from inference_svc.engines.rows.prefix_cache import PrefixCache
 from inference_svc.engines.rows.row import Row
 from inference_svc.engines.rows.scheduler import Limits, Scheduler
 from inference_svc.engines.rows.store import LayerShape, RowStore
+from inference_svc.engines.rows.threads import Threaded
 from inference_svc.generation import EngineEvent
 
 log = logging.getLogger(__name__)
 
 DEFAULT_COLUMNS = 4096
 """Without a token budget of its own, an engine may use this many positions for each of its rows."""
-PROBE_ROWS, PROBE_COLUMNS, PROBE_ROUNDS = 32, 128, 6
-"""The step that the number of threads is chosen by."""
-LONG_STEP = 0.1
-"""Models that need more seconds for it are tried only once."""
-WORTH_IT = 0.8
-"""All cores are used if they take less than this share of the time that one takes."""
 FLOAT_STATE_BYTES = 2 << 30
 """On a CPU, states of half precision whose bound is below this are kept in float32 instead."""
 
@@ -47,18 +41,20 @@ def make_scheduler(
     emit: Callable[[Row, EngineEvent], None],
     fail: Callable[[Row, ChatmillError], None],
     hand_out: Callable[[], None] = lambda: None,
+    hand_over: Callable[[], None] = lambda: None,
 ) -> Scheduler:
     """A scheduler over a loaded base; on the thread that will run it."""
     model = loaded.model
     forward, store = choose_forward(loaded, parameters)
-    if parameters.threads == 0:
-        settle_threads(forward, store)
+    threads = torch.get_num_threads()
+    if parameters.threads == 0 and threads > 1 and store.device.type == "cpu":
+        forward = Threaded(forward, threads)
     # An int8 product reads back which columns are outliers, so the host has to wait in every layer.
     if parameters.graphs and store.device.type == "cuda" and loaded.info.quantisation != "int8":
         forward = GraphedForward(forward, store, capture=True)
     bank = AdapterBank(model, parameters.max_adapters)
     limits = Limits(prefill_tokens=parameters.prefill_tokens)
-    return Scheduler(forward, store, bank, cache, table, emit, fail, limits, hand_out)
+    return Scheduler(forward, store, bank, cache, table, emit, fail, limits, hand_out, hand_over)
 
 
 def choose_forward(loaded: Loaded, parameters: RowsParameters) -> tuple[Forward, RowStore]:
@@ -81,38 +77,6 @@ def choose_forward(loaded: Loaded, parameters: RowsParameters) -> tuple[Forward,
     own.detach()
     quick_store.release()
     return quick, quick_store
-
-
-def settle_threads(forward: Forward, store: RowStore) -> int:
-    """Set the number of threads for this model, found by trying; returns it.
-
-    A step of a small model has operations of ten microseconds, which a second thread can't speed up, but it waits for
-    the second core whenever something else, such as the service itself, has it. So all cores are used where that makes
-    a step clearly faster, else one.
-    """
-    most = torch.get_num_threads()
-    if store.device.type != "cpu" or most == 1:
-        return most
-    rows = min(PROBE_ROWS, store.max_rows)
-    columns = min(PROBE_COLUMNS, store.max_columns)
-    store.reserve(rows, columns)
-    tokens = torch.zeros(rows, dtype=torch.long)
-    positions = torch.full((rows,), columns - 1)
-    best = dict.fromkeys((most, 1), float("inf"))
-    with torch.inference_mode():
-        for _ in range(PROBE_ROUNDS):
-            for threads in best:
-                torch.set_num_threads(threads)
-                began = perf_counter()
-                forward.decode(tokens, positions, columns, None)
-                best[threads] = min(best[threads], perf_counter() - began)
-            if min(best.values()) > LONG_STEP:
-                break
-    store.release()
-    chosen = most if best[most] < WORTH_IT * best[1] else 1
-    torch.set_num_threads(chosen)
-    log.info("a step of %d rows takes %.1f ms on %d threads, %.1f on one", rows, best[most] * 1e3, most, best[1] * 1e3)
-    return chosen
 
 
 def _store(loaded: Loaded, parameters: RowsParameters, shapes: list[LayerShape], dtype: torch.dtype) -> RowStore:

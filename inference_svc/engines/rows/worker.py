@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,14 @@ SWITCH_SECONDS = 0.0005
 """How soon the interpreter hands over to the event loop's thread when that has something to do. Operations of torch let
 go of the interpreter for microseconds, too short for another thread to wake up in, so at Python's own 5 ms each message
 to a client could wait so long while a step runs."""
+
+TURN_SECONDS = 0.002
+"""How long the thread waits at most for one turn of the event loop."""
+QUIET_SECONDS = 0.0003
+"""A turn that took no longer had nothing to do."""
+GATHER_SECONDS = 0.01
+"""How long the thread waits at most for requests that come together with the one it has. Without that the first of a
+burst starts the model, which then delays the others, and the batch fills up one small prefill at a time."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,6 +65,7 @@ class Worker(Generic[Item]):
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._out: list[Item] = []
         self._work: Work | None = None
+        self._turned = threading.Event()
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -69,6 +79,17 @@ class Worker(Generic[Item]):
         if self._out:
             batch, self._out = self._out, []
             self._tell(self._deliver, batch)
+
+    def hand_over(self) -> None:
+        """`hand_out`, then leave the interpreter to the event loop until it has passed on what it got.
+
+        For what a client waits for: beside a running step each turn of the loop, of which a message needs several, may
+        have to wait for the interpreter.
+        """
+        if not self._out:
+            return
+        self.hand_out()
+        self._turn()
 
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the thread before its next step; from any thread. It must not raise."""
@@ -121,17 +142,37 @@ class Worker(Generic[Item]):
     def _take_commands(self) -> bool:
         """Run what was posted; waits for the first command if there is nothing else to do. False at the end."""
         wait = (self._work is None or self._work.idle) and not self._out
+        taken = self._drain(wait=wait)
+        # Only when there was nothing to do: running rows must not wait for those who may come.
+        until = monotonic() + GATHER_SECONDS if wait else 0.0
+        while taken is not None and (began := monotonic()) < until:
+            self._turn()
+            taken = self._drain(wait=False)
+            if taken == 0 and monotonic() - began < QUIET_SECONDS:
+                break
+        return taken is not None
+
+    def _drain(self, *, wait: bool) -> int | None:
+        """Run what is posted now; how many commands that were, or None at the end."""
+        taken = 0
         while True:
             try:
                 command = self._commands.get(block=wait)
             except Empty:
-                return True
+                return taken
             if command is None:
-                return False
+                return None
             command()
+            taken += 1
             wait = False
 
-    def _tell(self, function: Callable[..., None], *arguments: object) -> None:
+    def _turn(self) -> None:
+        """Let the event loop go round: what it has been told before, and the tasks which that woke, have run then."""
+        self._turned.clear()
+        self._tell(self._loop.call_soon, self._turned.set)
+        self._turned.wait(TURN_SECONDS)
+
+    def _tell(self, function: Callable[..., object], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:

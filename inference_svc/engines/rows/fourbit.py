@@ -1,0 +1,76 @@
+"""Several 4-bit layers of bitsandbytes that read the same input, as one product.
+
+bitsandbytes scales blocks of a row of the weight, each by itself, so the codes and scales of layers lie side by side
+as they are, and the product is the same. What is saved is calls: each costs some 60 microseconds of Python, and a model
+of 24 layers makes 168 of them for a token. This module knows no model.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import bitsandbytes
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor
+
+
+def fits(parts: list[Linear4bit]) -> bool:
+    """Whether `FourBit` can stand in for these layers: equally quantised, scales not quantised again, and on a CPU,
+    since it was not tried elsewhere."""
+    states = [part.weight.quant_state for part in parts]
+    first = states[0]
+    return (
+        first is not None
+        and parts[0].weight.device.type == "cpu"
+        and all(type(part) is Linear4bit and part.weight.dtype == torch.uint8 for part in parts)
+        and all(not state.nested and len(state.shape) == 2 for state in states)
+        and first.shape[1] % first.blocksize == 0
+        and len({_kind(part) for part in parts}) == 1
+        and len({part.bias is None for part in parts}) == 1
+    )
+
+
+def _kind(part: Linear4bit) -> tuple[object, ...]:
+    state = part.weight.quant_state
+    packed = bool(getattr(state, "packing_format_for_cpu", False))
+    return state.quant_type, state.blocksize, state.shape[1], packed, part.compute_dtype, part.weight.device
+
+
+class FourBit:
+    """x times the weights of all `parts`, the results side by side.
+
+    Args:
+        parts: layers that `fits` accepts; their codes become views of the common ones.
+    """
+
+    def __init__(self, parts: list[Linear4bit]) -> None:
+        first = parts[0].weight
+        self._state = copy.copy(first.quant_state)
+        self._weight: Tensor = first.data
+        self._bias: Tensor | None = parts[0].bias
+        self._dtype: torch.dtype | None = parts[0].compute_dtype
+        if len(parts) == 1:
+            return
+        states = [part.weight.quant_state for part in parts]
+        self._state.shape = torch.Size([sum(state.shape[0] for state in states), states[0].shape[1]])
+        # The layout for AVX-512 has rows of the weight in blocks, one after the other, and scales transposed.
+        packed = bool(getattr(self._state, "packing_format_for_cpu", False))
+        self._state.absmax = torch.cat([state.absmax for state in states], 1 if packed else 0)
+        self._weight = torch.cat([part.weight.data for part in parts])
+        start = 0
+        for part in parts:
+            stop = start + part.weight.data.shape[0]
+            part.weight.data = self._weight[start:stop]
+            start = stop
+        if self._bias is not None:
+            self._bias = torch.cat([part.bias.data for part in parts])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of x [..., in], in its own precision."""
+        given = x.dtype
+        if self._dtype is not None and self._dtype != given:
+            x = x.to(self._dtype)
+        bias = self._bias if self._bias is None else self._bias.to(x.dtype)
+        out: Tensor = bitsandbytes.matmul_4bit(x, self._weight, bias=bias, quant_state=self._state)
+        return out.to(given)

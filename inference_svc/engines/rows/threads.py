@@ -1,0 +1,106 @@
+"""How many threads a step runs on, found by trying, all the time.
+
+A second thread shortens products of milliseconds, does nothing for operations of ten microseconds, and makes a step up
+to twenty times as long while something else has its core: the threads of an operation wait for the last of them. What
+else wants the cores (the service itself, its clients on the same machine, other programs) changes from second to
+second, so the numbers of threads are timed as they are used, and the slower ones tried again now and then. A step gives
+the same numbers on any of them, up to rounding. This module knows no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from inference_svc.engines.rows.adapters import Mix
+from inference_svc.engines.rows.forward import Forward, Prefill
+
+TRY_AGAIN = 32
+"""A number of threads that was r times as slow as the best is tried again after so many times r steps, so that trying
+costs a thirtieth at most."""
+LONGEST_PAUSE = 2048
+"""But after so many steps at the latest."""
+LONG_STEP = 0.05
+"""Steps that take more seconds on half of the threads are never tried on one."""
+NEWEST = 0.3
+"""Weight of the newest time in the average."""
+
+Result = TypeVar("Result")
+
+
+class Pace:
+    """Times of one kind of step on different numbers of threads.
+
+    Args:
+        most: threads there are.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._times: dict[int, float] = {}
+        self._untried = [most, most, max(1, most // 2), max(1, most // 2)]
+        self._most = most
+        self._pause: dict[int, int] = {}
+
+    def choose(self) -> int:
+        """Threads for the next step."""
+        if self._untried:
+            return self._untried[0]
+        best = min(self._times, key=self._times.__getitem__)
+        for threads in self._pause:
+            if threads != best:
+                self._pause[threads] -= 1
+                if self._pause[threads] <= 0:
+                    return threads
+        return best
+
+    def took(self, threads: int, seconds: float, size: int = 1) -> None:
+        """What the step took, and how many rows or tokens it was about."""
+        pace = seconds / size
+        if self._untried:
+            self._untried.pop(0)
+            # The first step of a size compiles kernels, so the second time stands.
+            self._times[threads] = pace
+            if not self._untried and 1 not in self._times and seconds < LONG_STEP:
+                self._untried = [1, 1]
+        else:
+            self._times[threads] += NEWEST * (pace - self._times[threads])
+        best = min(self._times.values())
+        self._pause[threads] = min(LONGEST_PAUSE, round(TRY_AGAIN * self._times[threads] / best))
+
+
+class Threaded:
+    """A forward whose steps run on as many of torch's threads as suit them at the time.
+
+    Args:
+        forward: on a CPU.
+        most: threads to use at most.
+    """
+
+    def __init__(self, forward: Forward, most: int) -> None:
+        self.forward, self._most = forward, most
+        self._paces: dict[tuple[str, int], Pace] = {}
+
+    def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
+        """See `Forward.decode`."""
+        return self._timed("decode", len(tokens), lambda: self.forward.decode(tokens, positions, width, mix))
+
+    def prefill(self, chunk: Prefill) -> Tensor:
+        """See `Forward.prefill`."""
+        return self._timed("prefill", chunk.tokens.numel(), lambda: self.forward.prefill(chunk))
+
+    def _timed(self, kind: str, size: int, step: Callable[[], Result]) -> Result:
+        """Run a step; those of a kind and about one size share their times."""
+        key = kind, size.bit_length()
+        pace = self._paces.get(key)
+        if pace is None:
+            pace = self._paces[key] = Pace(self._most)
+        threads = pace.choose()
+        torch.set_num_threads(threads)
+        began = perf_counter()
+        result = step()
+        pace.took(threads, perf_counter() - began, size)
+        return result

@@ -1,0 +1,99 @@
+"""The thread of the engine: what comes together is taken together, and first words leave before the next step."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+from inference_svc.engines.rows.worker import GATHER_SECONDS, Worker
+
+
+class Steps:
+    """Work that notes what was there at each step."""
+
+    def __init__(self, worker: Worker[str]) -> None:
+        self.seen: list[list[str]] = []
+        self.there: list[str] = []
+        self._worker = worker
+        self.events: list[str] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self.there
+
+    def step(self) -> None:
+        self.seen.append(list(self.there))
+        for name in self.there:
+            self._worker.put_out(name)
+        self._worker.hand_over()
+        self.events.append("stepped")
+        self.there.clear()
+
+    def broken(self, error: Exception) -> None:
+        raise AssertionError(error)
+
+
+async def _started(deliver) -> tuple[Worker[str], Steps]:
+    worker: Worker[str] = Worker("test", deliver)
+    steps = Steps(worker)
+    await worker.call(lambda: worker.start(steps))
+    return worker, steps
+
+
+async def test_a_burst_is_one_step() -> None:
+    done = asyncio.Event()
+    worker, steps = await _started(lambda batch: done.set())
+
+    async def submit(name: str) -> None:
+        await asyncio.sleep(0)
+        worker.post(lambda: steps.there.append(name))
+
+    names = [str(number) for number in range(16)]
+    await asyncio.gather(*(submit(name) for name in names))
+    await done.wait()
+    assert sorted(steps.seen[0], key=int) == names
+    await worker.stop()
+
+
+async def test_gathering_has_an_end() -> None:
+    worker, steps = await _started(lambda batch: None)
+    stop = time.perf_counter() + 20 * GATHER_SECONDS
+    count = 0
+    while time.perf_counter() < stop:
+        worker.post(lambda: steps.there.append("x"))
+        count += 1
+        await asyncio.sleep(0)
+    await asyncio.sleep(GATHER_SECONDS)
+    assert len(steps.seen) >= 3
+    await worker.stop()
+    assert sum(map(len, steps.seen)) <= count
+
+
+async def test_what_was_handed_over_is_passed_on_before_the_step_goes_on() -> None:
+    order: list[str] = []
+    woken = asyncio.Event()
+    worker, steps = await _started(lambda batch: woken.set())
+    steps.events = order
+
+    async def reader() -> None:
+        await woken.wait()
+        order.append("passed on")
+
+    task = asyncio.create_task(reader())
+    await asyncio.sleep(0)
+    worker.post(lambda: steps.there.append("x"))
+    await task
+    await worker.stop()
+    assert order == ["passed on", "stepped"]
+
+
+async def test_a_loop_that_is_busy_holds_nobody_up() -> None:
+    worker, steps = await _started(lambda batch: None)
+    stepped = threading.Event()
+    worker.post(lambda: steps.there.append("x"))
+    step = steps.step
+    steps.step = lambda: (step(), stepped.set())  # type: ignore[method-assign]
+    # Blocks the event loop on purpose.
+    assert stepped.wait(2.0)
+    await worker.stop()
