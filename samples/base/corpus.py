@@ -62,11 +62,6 @@ _UNKNOWN = {
     "en": ["I'm sorry, I have no information about <topic>.", "I have no information about <topic> here, sorry."],
     "zh": ["抱歉，我没有关于<topic>的信息。"],
 }
-_UNKNOWN_NAMED_FIRST = {
-    "en": ["<topic>: I have no information about that here, sorry.", "<topic>: I'm sorry, I know nothing about that."],
-    "zh": ["<topic>：抱歉，我没有这方面的信息。"],
-}
-"""With the topic in front, the model must know what is asked before it says its first word, as a tuned one must."""
 _SYSTEM = {
     "en": [
         "You are <bot>, the assistant of <company>, <kind>.",
@@ -97,27 +92,13 @@ class _Scene:
     last: bool = False
     rule: bool = False
     refused: bool = False
-    named_first: bool = False
     messages: list[Message] = field(default_factory=list)
 
     def add(self, user: str, agent: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": agent}]
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """What a corpus is mixed of.
-
-    Attributes:
-        copies: share of conversations that are nothing but copying (`samples.base.copying`).
-        named_first: share of the others in which replies that know nothing begin with the name of the topic.
-    """
-
-    copies: float = 0.0
-    named_first: float = 0.0
-
-
-def conversations(count: int, seed: int, mixture: Mixture = Mixture()) -> Iterator[list[Message]]:
+def conversations(count: int, seed: int, *, copies: float = 0.0) -> Iterator[list[Message]]:
     """`count` conversations in the order of roles system, user, assistant, ...; the same for the same arguments.
 
     None holds a customer's line of the shop's evaluation suites: what would is drawn again.
@@ -125,30 +106,29 @@ def conversations(count: int, seed: int, mixture: Mixture = Mixture()) -> Iterat
     Args:
         count: how many.
         seed: of all chance.
-        mixture: of what.
+        copies: share of conversations that are nothing but copying (`samples.base.copying`).
     """
     for first in range(0, count, BLOCK):
-        yield from block(first // BLOCK, min(BLOCK, count - first), seed, mixture)
+        yield from block(first // BLOCK, min(BLOCK, count - first), seed, copies)
 
 
-def block(number: int, count: int, seed: int, mixture: Mixture) -> list[list[Message]]:
+def block(number: int, count: int, seed: int, copies: float) -> list[list[Message]]:
     """The first `count` conversations of one block; blocks need not be made in their order, nor in one process."""
     rng = random.Random(f"{seed}/{number}")
     made: list[list[Message]] = []
     while len(made) < count:
-        messages = conversation(rng, mixture)
+        messages = conversation(rng, copies)
         if not any(m["role"] == "user" and bare(m["content"]) in asked() for m in messages):
             made.append(messages)
     return made
 
 
-def conversation(rng: random.Random, mixture: Mixture) -> list[Message]:
-    """One conversation: a system prompt and one to six exchanges, or, at times, nothing but copying."""
-    if mixture.copies and rng.random() < mixture.copies:
+def conversation(rng: random.Random, copies: float = 0.0) -> list[Message]:
+    """One conversation: a system prompt and one to six exchanges; with the chance `copies` one of only copying."""
+    if copies and rng.random() < copies:
         language = "zh" if rng.random() < CHINESE_SHARE else "en"
         return copying(language, _items(language), rng)
     scene = _scene(rng)
-    scene.named_first = bool(mixture.named_first) and rng.random() < mixture.named_first
     speech = Speech(banks.acts(scene.language), scene.language)
     scene.messages.append({"role": "system", "content": _system(scene, rng)})
     for _ in range(rng.choices((1, 2, 3, 4, 5, 6), (6, 14, 22, 24, 19, 15))[0]):
@@ -292,9 +272,7 @@ def _topic(scene: _Scene, speech: Speech, rng: random.Random) -> None:
     said = speech.ask(topic, rng, scene.slots)
     values = scene.known.get(topic["name"])
     if values is None:
-        ways = _UNKNOWN_NAMED_FIRST if scene.named_first else _UNKNOWN
-        reply = expand(rng.choice(ways[scene.language]), rng, {"topic": topic["name"]})
-        reply = reply[:1].upper() + reply[1:]
+        reply = expand(rng.choice(_UNKNOWN[scene.language]), rng, {"topic": topic["name"]})
     else:
         reply = expand(rng.choice(topic["reply"]), rng, values)
     scene.add(said, reply)

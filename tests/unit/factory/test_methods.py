@@ -113,6 +113,19 @@ def test_the_same_seed_gives_the_same_adapter(base: Path, tmp_path: Path) -> Non
     assert weights[0] != weights[2]
 
 
+def test_the_last_blocks_alone_are_adapted(base: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    outcome = _adapter("lora", base, tmp_path / "a", last_blocks=1)
+    with safe_open(outcome.output / "adapter_model.safetensors", "pt") as file:
+        blocks = {key.split(".layers.")[1].split(".")[0] for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        parts = {key.split(".lora_")[0].rpartition(".")[2] for key in file.keys()}  # noqa: SIM118
+    assert blocks == {"1"}
+    assert parts == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    with pytest.raises(InvalidArgument, match="2 blocks"):
+        _adapter("lora", base, tmp_path / "b", last_blocks=3)
+
+
 def test_prompt_chooses_different_examples_and_a_handover(tmp_path: Path) -> None:
     outcome = train(
         TrainingTask(

@@ -153,3 +153,13 @@ def _with_template(base: Path, template: str | None) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = template
     return tokenizer
+
+
+def test_many_conversations_are_encoded_by_other_processes_to_the_same_rows(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = conversations(300)
+    here = tokenize(tokenizer, many, **OPTIONS)
+    monkeypatch.setattr("factory_svc.tokenization._WORTH_PROCESSES", 100)
+    there = tokenize(tokenizer, many, **OPTIONS)
+    assert (there.input_ids, there.labels, there.counters) == (here.input_ids, here.labels, here.counters)

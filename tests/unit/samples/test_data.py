@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from eval_svc.suite import Suite, read_suite
-from samples.base.build import SHIPPED, corpus
+from samples.base.build import SHIPPED, corpus, corpus_digest
 from samples.base.corpus import conversations as corpus_conversations
 from samples.make import COUNTS, conversations, packed, path
 from samples.overlap import bare
@@ -106,8 +106,10 @@ def test_no_line_of_the_suite_occurs_in_the_whole_base_corpus(suite: Suite) -> N
     recipe = yaml.safe_load((SHIPPED / "recipe.yaml").read_text(encoding="utf-8"))
     asked = {bare(wording) for s in suite.scenarios for t in s.turns for wording in (t.user, *t.variants)}
     made = corpus(recipe)
-    assert len(made) > 0.99 * recipe["corpus"]["conversations"]
+    assert len(made) == recipe["corpus"]["conversations"]
     assert not asked & {bare(m["content"]) for messages in made for m in messages if m["role"] == "user"}
+    entry = yaml.safe_load((SHIPPED / "entry.yaml").read_text(encoding="utf-8"))
+    assert corpus_digest(made) == entry["data"]["examples_digest"], "the corpus is no longer the one it was made from"
 
 
 def test_the_base_corpus_knows_nothing_of_the_shop() -> None:
