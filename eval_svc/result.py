@@ -13,7 +13,7 @@ from eval_svc.scorers.base import Verdict
 from eval_svc.taxonomy import Severity
 from eval_svc.transcript import Failure, Transcript, Unit
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 """Raised whenever the same transcript could get another verdict; scores of different graders are not compared."""
 
 

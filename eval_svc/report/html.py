@@ -17,10 +17,13 @@ from markupsafe import Markup
 
 from chatmill import __version__
 from eval_svc.evaluations import Evaluation
+from eval_svc.execution import system_prompts
 from eval_svc.glitches.examples import measure
 from eval_svc.report.charts import Bar, Line, bars, difference, lines, squares
 from eval_svc.report.marking import Mark, marked
 from eval_svc.result import Trial
+from eval_svc.runner import ARMS
+from eval_svc.scorers.judge import PROMPT_HASH
 from eval_svc.suite import Suite
 from eval_svc.summary import ArmSummary, ScenarioSummary
 from eval_svc.taxonomy import ERROR_CLASSES
@@ -76,10 +79,20 @@ def render_html(evaluation: Evaluation, suite: Suite, trials: list[Trial]) -> by
         detectors=measure(),
         classes=ERROR_CLASSES,
         reply=_reply,
+        prompts=_prompts(evaluation),
+        judge_prompt=PROMPT_HASH,
         version=__version__,
         now=dt.datetime.now(dt.UTC),
     )
     return page.encode()
+
+
+def _prompts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """What the sides were told, under one name where it was the same."""
+    told = system_prompts(evaluation.spec, evaluation.record)
+    if len(set(told.values())) == 1:
+        return [("System prompt", told["candidate"])]
+    return [(f"System prompt of the {arm}", told[arm]) for arm in ARMS]
 
 
 def _rate(name: str, arm: ArmSummary) -> Bar:
