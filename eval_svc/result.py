@@ -108,7 +108,7 @@ class TrialScore:
             because nothing could be judged.
         score_mean: mean of the turns' scores, 0 to 100.
         score_min: the weakest turn's score.
-        outcome: answered, clarified, ticket, handoff or refused; empty if not scored.
+        outcome: answered, clarified, ticket, handoff or refused; empty if not scored, or broken off.
         handover: whether a person had to, must not, or might take over here.
         handed_over: whether one did.
         infra: the failure of infrastructure that keeps it from being scored.

@@ -1,5 +1,5 @@
-"""The tables of evaluations: a row per run, per turn, per dialogue, per event, per reply timed by itself, and per answer
-of the judge."""
+"""The tables of evaluations: a row per run, per turn, per dialogue, per event, per reply timed by itself, and per
+answer of the judge."""
 
 from __future__ import annotations
 

@@ -109,7 +109,10 @@ class Number(Check):
             return Finding(verdict(not wrong), len(right) / len(found), (wrong or right)[0][1])
         if right:
             return Finding("pass", 1.0, right[0][1])
-        return Finding("fail", 0.0, wrong[0][1] if wrong else "", "" if wrong else "no number with that unit")
+        if wrong:
+            return Finding("fail", 0.0, wrong[0][1])
+        # what is not said is missing, not wrong
+        return Finding("fail", 0.0, note="no number with that unit", error="wrong_answer")
 
     def _numbers(self, text: str) -> Iterator[tuple[float, str]]:
         normal = normalise(text)
