@@ -74,7 +74,9 @@ def decide(votes: list[str], *, veto: bool) -> Finding:
     yes, no = counts["yes"], counts["no"]
     kept = tuple(votes)
     if yes + no <= len(votes) / 2 and not (veto and no):
-        return Finding("unscored", note="the judge could not assess it", votes=kept)
+        unreadable = counts["unreadable"] > counts["cannot_assess"]
+        note = "the judge's answers hold no verdict" if unreadable else "the judge could not assess it"
+        return Finding("unscored", note=note, votes=kept)
     if not veto and yes == no:
         return Finding("unscored", note="the judge's votes are split", votes=kept)
     passed = no == 0 if veto else yes > no

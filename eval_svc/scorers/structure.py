@@ -116,7 +116,9 @@ class Number(Check):
 
     def _numbers(self, text: str) -> Iterator[tuple[float, str]]:
         normal = normalise(text)
-        units = [plain(u) for u in ((self.unit,) if isinstance(self.unit, str) else self.unit) if u.strip()]
+        given = (self.unit,) if isinstance(self.unit, str) else self.unit
+        # the longest first, so that the evidence is "30 days" and not "30 day"
+        units = sorted((plain(u) for u in given if u.strip()), key=len, reverse=True)
         # without a unit, "two" is as often a word as a figure
         found = numbers(normal.text) if units else ((*m.span(), float(m.group())) for m in DIGITS.finditer(normal.text))
         for start, end, value in found:
