@@ -75,7 +75,7 @@ class Registry(Generic[T]):
             return self._entries[name]
         except KeyError:
             raise NotFound(
-                f"unknown {self.kind} {name!r}{nearest(name, self._entries)}. "
+                f"unknown {self.kind} {name!r}{nearest(name, self._entries) or '.'} "
                 f"Installed: {', '.join(self.names()) or 'none'}.",
                 reason="UNKNOWN_PLUGIN",
                 metadata={"kind": self.kind, "name": name},

@@ -106,7 +106,13 @@ class MeshTarget:
         found = await self.registry().GetModel(factory_v1.GetModelRequest(name=self.spec.model))
         await self.inference().ListServedModels(inference_v1.ListServedModelsRequest())
         model = found.model
-        return TargetInfo(self.spec.display_name or self.spec.model, model.name, model.revision, endpoint="mesh")
+        return TargetInfo(
+            self.spec.display_name or self.spec.model,
+            model.name,
+            model.revision,
+            endpoint="mesh",
+            system_prompt=model.conversation.system_prompt,
+        )
 
     async def reply(self, request: TurnRequest) -> Reply:
         """One generation, streamed, with the times seen here."""

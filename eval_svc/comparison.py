@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from chatmill.errors import FailedPrecondition
@@ -11,6 +11,7 @@ from eval_svc.statistics import (
     Interval,
     cluster_bootstrap,
     detectable_difference,
+    holm,
     mcnemar,
     scenarios_needed,
 )
@@ -93,6 +94,39 @@ def compare(candidate: ArmSummary, baseline: ArmSummary) -> Comparison:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The scenarios of one kind, candidate beside baseline.
+
+    Attributes:
+        p_value: McNemar's, adjusted after Holm for as many kinds as are looked at.
+    """
+
+    kind: str
+    scenarios: int
+    candidate: float
+    baseline: float
+    fixed: int
+    broken: int
+    p_value: float
+
+
+def by_kind(candidate: ArmSummary, baseline: ArmSummary) -> tuple[Part, ...]:
+    """Each kind by itself, in order of appearance; none if there is only one, which the whole tells already."""
+    other = {s.id: s for s in baseline.scenarios if s.rate is not None}
+    paired = [(s, other[s.id]) for s in candidate.scenarios if s.rate is not None and s.id in other]
+    kinds = list(dict.fromkeys(left.kind for left, _ in paired))
+    found = []
+    for kind in kinds if len(kinds) > 1 else ():
+        mine = [(left, right) for left, right in paired if left.kind == kind]
+        fixed = sum(1 for left, right in mine if left.majority and not right.majority)
+        broken = sum(1 for left, right in mine if right.majority and not left.majority)
+        rates = [sum(s.rate or 0.0 for s in side) / len(mine) for side in zip(*mine, strict=True)]
+        found.append(Part(kind, len(mine), rates[0], rates[1], fixed, broken, mcnemar(fixed, broken)))
+    adjusted = holm([part.p_value for part in found])
+    return tuple(replace(part, p_value=p) for part, p in zip(found, adjusted, strict=True))
+
+
 def _verdict(scenarios: int, difference: float, interval: Interval, p_value: float, detectable: float) -> VerdictWord:
     """Better or worse needs both: an interval off zero and McNemar's p below 5%.
 
@@ -109,4 +143,4 @@ def _verdict(scenarios: int, difference: float, interval: Interval, p_value: flo
     return "no clear difference"
 
 
-__all__ = ["Comparison", "VerdictWord", "compare"]
+__all__ = ["Comparison", "Part", "VerdictWord", "by_kind", "compare"]

@@ -220,6 +220,4 @@ def opening(scenario: Scenario, play: Play, seed: int, conversation: str) -> Tur
 
 def _ends(reply: Reply | None) -> bool:
     """After a handover a person goes on; after a failure or an empty reply there is nothing to answer."""
-    return reply is not None and (
-        reply.handed_over or reply.failure is not None or not (reply.text.strip() or reply.tool_calls)
-    )
+    return reply is not None and (reply.handed_over or reply.incomplete)

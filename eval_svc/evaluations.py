@@ -311,7 +311,7 @@ class Evaluations:
         suite = old if spec.replay is not None else await self._suite(spec)
         if suite.turns_digest != old.turns_digest:
             raise FailedPrecondition(f"the suite {suite.id} has other turns than those that were played; run it again")
-        scoring = self.tools.scoring(spec)
+        scoring = self.tools.scoring(spec, record, self.store)
         scenarios = {s.id: s for s in suite.scenarios}
         changed, trials = 0, []
         for trial in await asyncio.to_thread(self._trials, evaluation):

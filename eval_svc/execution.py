@@ -22,7 +22,7 @@ from eval_svc.glitches import Budgets
 from eval_svc.judging import TargetJudge
 from eval_svc.ports import Agents, ModelScore, ScoreBook
 from eval_svc.result import Trial
-from eval_svc.runner import MAX_INFRA_SHARE, Arm, Plan, Progress, Runner
+from eval_svc.runner import ARMS, MAX_INFRA_SHARE, Arm, Plan, Progress, Runner
 from eval_svc.scorers import Services
 from eval_svc.scorers.base import Embedder
 from eval_svc.scoring import Scoring
@@ -64,9 +64,17 @@ class Tools:
     budgets: Budgets = field(default_factory=Budgets)
     latency_turns: int = 0
 
-    def scoring(self, spec: Spec) -> Scoring:
-        """The scoring that a spec asks for."""
-        judge = TargetJudge(self.agents.target(spec.judge.target)) if spec.judge is not None else None
+    def scoring(self, spec: Spec, record: Record, store: Store) -> Scoring:
+        """The scoring that a spec asks for; what the judge says is kept with the evaluation."""
+        judge = None
+        if spec.judge is not None:
+            found = record.targets["judge"]
+            judge = TargetJudge(
+                self.agents.target(replace(spec.judge.target, model=found["model"])),
+                identity=f"{spec.judge.target.base_url} {found['model']} {found['revision']}",
+                answers=Judgements(store, record.id),
+                backoff_s=self.play.backoff_s,
+            )
         return Scoring(
             policies=spec.policies,
             budgets=self.budgets,
@@ -74,6 +82,22 @@ class Tools:
             judge_gates=spec.judge is not None and spec.judge.gates,
             fail_fast=judge is not None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Judgements:
+    """The judge's answers in an evaluation."""
+
+    store: Store
+    evaluation: str
+
+    def find(self, key: str) -> str | None:
+        """See `Answers`."""
+        return self.store.judgement(self.evaluation, key)
+
+    def keep(self, key: str, answer: str) -> None:
+        """See `Answers`."""
+        self.store.put_judgement(self.evaluation, key, answer)
 
 
 class Execution:
@@ -115,7 +139,7 @@ class Execution:
         if customer is None and (left_out := sum(1 for s in plan.suite.scenarios if s.simulated)):
             text = f"{left_out} simulated scenarios are not played: no model plays the customer"
             await self.emit(self.evaluation, "warning", {"text": text})
-        scoring = self.tools.scoring(spec)
+        scoring = self.tools.scoring(spec, record, self.store)
         runner = Runner(plan, targets, scoring, self, self, self._stop, customer, _hopeless(spec, plan))
         outcome = await runner.run()
         lost = sum(1 for t in outcome.trials if t.score.infra is not None)
@@ -151,7 +175,7 @@ class Execution:
         await time_replies(
             plan.suite.scenarios,
             targets,
-            plan.play,
+            {arm: plan.play_of(arm) for arm in plan.arms},
             count,
             seed=plan.seed,
             run_id=plan.run_id,
@@ -172,14 +196,14 @@ class Execution:
         return Plan(
             run_id=record.id,
             suite=suite,
-            arms=("candidate", "baseline") if spec.baseline is not None else ("candidate",),
+            arms=ARMS if spec.baseline is not None else ARMS[:1],
             trials=spec.trials,
             seed=spec.seed,
             concurrency=spec.concurrency or self.tools.concurrency,
+            systems=system_prompts(spec, record),
             simulate=spec.customer is not None,
             play=replace(
                 self.tools.play,
-                system=spec.system_prompt,
                 max_output_tokens=spec.max_output_tokens,
                 temperature=spec.temperature,
                 turn_timeout_s=spec.turn_timeout_s,
@@ -256,6 +280,21 @@ def pinned(spec: Spec, record: Record, arm: Arm) -> TargetSpec:
     target = spec.candidate if arm == "candidate" else spec.baseline
     assert target is not None
     return replace(target, model=record.targets[arm]["model"])
+
+
+def system_prompts(spec: Spec, record: Record) -> Mapping[Arm, str]:
+    """What each side is told at the beginning: what the spec says; else its own prompt, as in service.
+
+    A side that brings none, such as an untuned base, is told the other's: both must know whom they speak for, or the
+    comparison is one of prompts. Said by us and not left to the endpoint, a prompt can be looked for in replies.
+    """
+    candidate, baseline = targets_of(record)
+    if spec.system_prompt or baseline is None:
+        return dict.fromkeys(ARMS, spec.system_prompt or candidate.system_prompt)
+    return {
+        "candidate": candidate.system_prompt or baseline.system_prompt,
+        "baseline": baseline.system_prompt or candidate.system_prompt,
+    }
 
 
 def targets_of(record: Record) -> tuple[TargetInfo, TargetInfo | None]:

@@ -35,14 +35,21 @@ _QUESTION = regex.compile(
 
 
 def refusal(text: str) -> str | None:
-    """The passage that refuses, or None."""
-    match = _REFUSAL.search(text.replace("’", "'"), timeout=1)
+    """The passage that refuses, or None; None too for a text that takes too long to search."""
+    match = _search(_REFUSAL, text.replace("’", "'"))
     return match.group() if match else None
+
+
+def _search(pattern: regex.Pattern[str], text: str) -> regex.Match[str] | None:
+    try:
+        return pattern.search(text, timeout=1)
+    except TimeoutError:
+        return None
 
 
 def asks(text: str) -> bool:
     """True if the text ends on a question or asks for something."""
-    return _QUESTION.search(text.strip(), timeout=1) is not None
+    return _search(_QUESTION, text.strip()) is not None
 
 
 def outcome_of(replies: Sequence[Reply]) -> Outcome:

@@ -13,7 +13,7 @@ from eval_svc.scorers.base import Verdict
 from eval_svc.taxonomy import Severity
 from eval_svc.transcript import Failure, Transcript, Unit
 
-GRADER_VERSION = "2"
+GRADER_VERSION = "3"
 """Raised whenever the same transcript could get another verdict; scores of different graders are not compared."""
 
 
@@ -108,7 +108,7 @@ class TrialScore:
             because nothing could be judged.
         score_mean: mean of the turns' scores, 0 to 100.
         score_min: the weakest turn's score.
-        outcome: answered, clarified, ticket, handoff or refused; empty if not scored.
+        outcome: answered, clarified, ticket, handoff or refused; empty if not scored, or broken off.
         handover: whether a person had to, must not, or might take over here.
         handed_over: whether one did.
         infra: the failure of infrastructure that keeps it from being scored.

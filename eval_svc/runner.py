@@ -20,6 +20,7 @@ from eval_svc.target import Target
 from eval_svc.transcript import Exchange, Unit
 
 Arm = Literal["candidate", "baseline"]
+ARMS: tuple[Arm, ...] = ("candidate", "baseline")
 
 MAX_INFRA_SHARE = 0.05
 """With more dialogues lost to infrastructure than this share, a run says nothing and is invalid."""
@@ -35,6 +36,8 @@ class Plan:
         trials: how often each scenario is played; None: as scenario and suite say.
         seed: of the run.
         concurrency: dialogues at a time, both sides together.
+        play: what is the same for both sides.
+        systems: the system prompt of each side; without one `play` says it.
         simulate: play simulated scenarios too; without a model for the customer they are left out.
     """
 
@@ -45,6 +48,7 @@ class Plan:
     seed: int = 0
     concurrency: int = 8
     play: Play = field(default_factory=Play)
+    systems: Mapping[Arm, str] = field(default_factory=dict)
     simulate: bool = False
 
     def units(self) -> Iterator[tuple[Scenario, Unit]]:
@@ -60,6 +64,10 @@ class Plan:
                 for variant in variants:
                     for arm in self.arms:
                         yield scenario, Unit(arm, scenario.id, trial, variant)
+
+    def play_of(self, arm: Arm) -> Play:
+        """How the dialogues of one side are played."""
+        return replace(self.play, system=self.systems.get(arm, self.play.system))
 
     def trials_of(self, scenario: Scenario) -> int:
         """How often this scenario is played."""
@@ -221,7 +229,7 @@ class Runner:
             scenario,
             unit,
             self.targets[unit.arm],
-            self.plan.play,
+            self.plan.play_of(unit.arm),
             self.scoring,
             run_seed=self.plan.seed,
             conversation=f"{self.plan.run_id}/{unit}",

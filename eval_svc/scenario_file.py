@@ -60,15 +60,15 @@ def structural_problems(document: Document, validator: Any) -> Iterator[FieldVio
             known = error.schema.get("properties", {})
             for key in (k for k in error.instance if k not in known):
                 yield document.problem(
-                    (*at, key), f"is not a known key{nearest(key, known)}. Known: {', '.join(known)}"
+                    (*at, key), f"is not a known key{nearest(key, known) or '.'} Known: {', '.join(known)}"
                 )
         elif error.validator == "required":
             missing = [key for key in error.validator_value if key not in error.instance]
             yield document.problem(at, f"lacks {', '.join(map(repr, missing))}")
         elif error.validator == "enum":
             allowed = [str(value) for value in error.validator_value]
-            hint = nearest(str(error.instance), allowed)
-            yield document.problem(at, f"is {error.instance!r}{hint}. Allowed: {', '.join(allowed)}")
+            hint = nearest(str(error.instance), allowed) or "."
+            yield document.problem(at, f"is {error.instance!r}{hint} Allowed: {', '.join(allowed)}")
         elif error.validator == "type":
             yield document.problem(at, _type_message(error.validator_value, error.instance))
         else:
@@ -226,7 +226,8 @@ class _Builder:
             report(self.document.problem((), "kind simulated needs a goal, which tells the customer's part"))
         if not scenario.simulated and not scenario.turns:
             report(self.document.problem((), "lacks 'turns'"))
-        if not scenario.simulated and not any(True for _ in scenario.checks()) and not scenario.outcomes:
+        checks = any(True for _ in scenario.checks()) or scenario.outcomes
+        if not scenario.simulated and not checks and not self.problems:
             report(self.document.problem((), "checks nothing; add expect or forbid to a turn, or final.outcome"))
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from eval_svc.glitches import Budgets, Scene, glitches
@@ -20,9 +21,12 @@ from eval_svc.scorers.similarity import Replay
 from eval_svc.taxonomy import ERROR_CLASSES, Severity
 from eval_svc.transcript import HANDOVER_TOOL, Exchange, Message, Reply, Transcript
 
+log = logging.getLogger(__name__)
+
 _STAGES: tuple[Stage, ...] = ("deterministic", "semantic", "judge")
 _INVERTED: dict[Verdict, Verdict] = {"pass": "fail", "fail": "pass", "unscored": "unscored", "n/a": "n/a"}
 _GENERIC = frozenset(("wrong_answer", "forbidden_content"))
+_NO_REPLY = Finding("n/a", note="no complete reply")
 _FREE_KINDS = frozenset(("attack", "undesired", "replay", "simulated"))
 """Kinds in which a handover is no mistake unless the scenario says so."""
 
@@ -88,6 +92,9 @@ class _Trial:
     async def score(self) -> TrialScore:
         handover = handover_expected(self.scenario)
         handed_over = any(reply.handed_over for _, reply in self.played)
+        broke_off = bool(self.played) and self.played[-1][1].incomplete
+        if broke_off and not handed_over:
+            handover = "may"  # nobody knows how it would have ended
         unit, seed = self.transcript.unit, self.transcript.seed
         if self.transcript.infra is not None or not self.played:
             failure = self.transcript.infra
@@ -96,8 +103,8 @@ class _Trial:
         groups = [(self._turn_checks(i), i) for i in range(len(self.played))] + [(self.scenario.final, last)]
         results = await self._run_stages(groups)
         turns = tuple(self._turn(i, results[i]) for i in range(len(self.played)))
-        outcome = outcome_of([reply for _, reply in self.played])
-        final = (*results[-1], *self._outcome_checks(outcome, handover, handed_over))
+        outcome = "" if broke_off else outcome_of([reply for _, reply in self.played])
+        final = (*results[-1], *(self._outcome_checks(outcome, handover, handed_over) if outcome else ()))
         return TrialScore(
             unit=unit,
             seed=seed,
@@ -149,8 +156,8 @@ class _Trial:
         results = []
         for check in checks:
             if check.scorer.stage == "deterministic":
-                findings = [check.scorer.score(view) for view in self._scoped(check, i)]
-                results.append(self._result(check, [f for f in findings if isinstance(f, Finding)]))
+                found = [_found(check, view) for view in self._scoped(check, i)]
+                results.append(self._result(check, [f for f in found if isinstance(f, Finding)], i))
         return results
 
     async def _run_stages(self, groups: Sequence[tuple[Sequence[CheckSpec], int]]) -> list[list[CheckResult]]:
@@ -166,18 +173,24 @@ class _Trial:
                     if check.scorer.stage != stage:
                         continue
                     if skip:
-                        done[g, c] = self._result(check, [Finding("n/a", note="left out: a hard check had failed")])
+                        findings = [Finding("n/a", note="left out: a hard check had failed")]
+                    elif stage == "judge" and self.played[i][1].incomplete:
+                        findings = [_NO_REPLY]
                     else:
-                        done[g, c] = self._result(
-                            check, [await _finding(check, view) for view in self._scoped(check, i)]
-                        )
+                        findings = [await _finding(check, view) for view in self._scoped(check, i)]
+                    done[g, c] = self._result(check, findings, i)
         return [[done[g, c] for c in range(len(checks))] for g, (checks, _) in enumerate(groups)]
 
-    def _result(self, check: CheckSpec, findings: Sequence[Finding]) -> CheckResult:
+    def _result(self, check: CheckSpec, findings: Sequence[Finding], i: int) -> CheckResult:
         found = _join(findings, any_of=check.scope == "any")
+        if self.played[i][1].incomplete and not (check.forbid and found.verdict == "pass"):
+            # only what was said before it broke can count: the detectors tell what happened, and a reply that never
+            # came holds no wrong number and did not comply with an attack
+            found = _NO_REPLY
         score = found.score
         if check.forbid and score is not None:
             score = 1 - score
+        error = found.error if found.error and check.error == check.scorer.error else check.error
         gate = check.gate
         if check.scorer.stage == "judge" and gate == "hard" and not self.scoring.judge_gates:
             gate = "soft"
@@ -189,8 +202,8 @@ class _Trial:
             verdict=_INVERTED[found.verdict] if check.forbid else found.verdict,
             score=score,
             weight=check.weight,
-            error=check.error,
-            severity=severity_of(check.error, gate, self.scenario.severity),
+            error=error,
+            severity=severity_of(error, gate, self.scenario.severity),
             evidence=found.evidence[:500],
             note=found.note[:500],
             votes=found.votes,
@@ -198,8 +211,9 @@ class _Trial:
 
     def _turn(self, i: int, checks: Sequence[CheckResult]) -> TurnScore:
         exchange, reply = self.played[i]
-        found = self._glitches(i, exchange, reply)
-        # an outage of the endpoint leaves the text checks nothing to say; the glitch alone tells what happened
+        gave_up: list[str] = []
+        found = self._glitches(i, exchange, reply, gave_up.append)
+        checks = [*checks, *map(_gave_up, gave_up)]
         passed: bool | None = None
         hard = [c.verdict == "pass" for c in checks if c.gate == "hard" and c.verdict in ("pass", "fail")]
         if any(g.severity != "minor" for g in found):
@@ -208,7 +222,7 @@ class _Trial:
             passed = all(hard)
         return TurnScore(exchange.index, tuple(checks), found, passed, _score(checks))
 
-    def _glitches(self, i: int, exchange: Exchange, reply: Reply) -> tuple[Glitch, ...]:
+    def _glitches(self, i: int, exchange: Exchange, reply: Reply, gave_up: Callable[[str], None]) -> tuple[Glitch, ...]:
         said = "\n".join(m.content for m in self.views[i].dialogue if m.role == "user")
         scene = Scene(
             reply=reply,
@@ -220,7 +234,7 @@ class _Trial:
             language=self.scenario.persona.language,
             budgets=self.scoring.budgets,
         )
-        return glitches(scene, self.scenario.allow)
+        return glitches(scene, self.scenario.allow, gave_up)
 
     def _outcome_checks(self, outcome: str, handover: Handover, handed_over: bool) -> list[CheckResult]:
         """The final outcome as checks: a handover one way or the other is its own class of error."""
@@ -268,12 +282,44 @@ def dialogue(played: Sequence[tuple[Exchange, Reply]]) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def _gave_up(detector: str) -> CheckResult:
+    """A detector that ran out of time, as a check that is unscored."""
+    return CheckResult(
+        id=f"detector-{detector.replace('_', '-')}",
+        type="detector",
+        gate="info",
+        forbid=True,
+        verdict="unscored",
+        score=None,
+        weight=0.0,
+        error=detector,
+        severity=ERROR_CLASSES[detector].severity,
+        note="the detector ran out of time",
+    )
+
+
+def _found(check: CheckSpec, view: View) -> Finding | Awaitable[Finding]:
+    """What the scorer says; one that breaks, a plug-in perhaps, leaves its check unscored and the run alive."""
+    try:
+        return check.scorer.score(view)
+    except Exception as error:
+        return _broke(check, error)
+
+
 async def _finding(check: CheckSpec, view: View) -> Finding:
     if check.scorer.stage == "semantic":
-        found = await asyncio.to_thread(check.scorer.score, view)
+        found = await asyncio.to_thread(_found, check, view)
     else:
-        found = check.scorer.score(view)
-    return await found if inspect.isawaitable(found) else found
+        found = _found(check, view)
+    try:
+        return await found if inspect.isawaitable(found) else found
+    except Exception as error:
+        return _broke(check, error)
+
+
+def _broke(check: CheckSpec, error: Exception) -> Finding:
+    log.error("the scorer %s broke on check %s", check.type, check.id, exc_info=error)
+    return Finding("unscored", note=f"the scorer broke: {type(error).__name__}: {error}"[:300])
 
 
 def _join(findings: Sequence[Finding], *, any_of: bool) -> Finding:

@@ -19,7 +19,7 @@ from sqlalchemy.pool import StaticPool
 
 from chatmill import disk
 from eval_svc.result import Trial, TrialScore
-from eval_svc.tables import EVALUATIONS, EVENTS, TIMES, TRIALS, TURNS, UNIT_COLUMNS, prepare
+from eval_svc.tables import EVALUATIONS, EVENTS, JUDGEMENTS, TIMES, TRIALS, TURNS, UNIT_COLUMNS, prepare
 from eval_svc.timing import Timed
 from eval_svc.transcript import Exchange, Message, Transcript, Unit
 
@@ -99,7 +99,7 @@ class Store:
         sa.event.listen(self.engine, "handle_error", _say_that_the_disk_is_full)
         prepare(self.engine)
         insert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
-        self._upserts = {table.name: _upsert(insert(table), table) for table in (TURNS, TRIALS, TIMES)}
+        self._upserts = {table.name: _upsert(insert(table), table) for table in (TURNS, TRIALS, TIMES, JUDGEMENTS)}
 
     def close(self) -> None:
         """Let go of the file."""
@@ -261,10 +261,20 @@ class Store:
             ends = EVENTS.update().where(EVENTS.c.evaluation == evaluation, EVENTS.c.kind == "finished")
             db.execute(ends.values(kind="state", payload={"state": "queued"}))
 
+    def judgement(self, evaluation: str, key: str) -> str | None:
+        """What the judge answered under this key, or None."""
+        where = JUDGEMENTS.c.evaluation == evaluation, JUDGEMENTS.c.key == key
+        with self.engine.connect() as db:
+            found: str | None = db.execute(sa.select(JUDGEMENTS.c.answer).where(*where)).scalar()
+        return found
+
+    def put_judgement(self, evaluation: str, key: str, answer: str) -> None:
+        """Keep what the judge answered."""
+        self._upsert(JUDGEMENTS, {"evaluation": evaluation, "key": key, "answer": answer})
+
     def put_time(self, evaluation: str, timed: Timed) -> None:
         """Keep the times of a reply that was asked for by itself."""
-        with self.engine.begin() as db:
-            db.execute(self._upserts[TIMES.name], {"evaluation": evaluation, **asdict(timed)})
+        self._upsert(TIMES, {"evaluation": evaluation, **asdict(timed)})
 
     def times(self, evaluation: str) -> Sequence[Timed]:
         """All replies that were timed by themselves, in order."""

@@ -229,8 +229,8 @@ class SuiteLibrary:
             )
         known = sorted(folders)
         raise NotFound(
-            f"there is no suite {str(path)!r}{nearest(path.name, known)}. Installed: {', '.join(known) or 'none'}; "
-            "or give the path of a folder with a suite.yaml",
+            f"there is no suite {str(path)!r}{nearest(path.name, known) or '.'} "
+            f"Installed: {', '.join(known) or 'none'}; or give the path of a folder with a suite.yaml",
             reason="SUITE_NOT_FOUND",
         )
 

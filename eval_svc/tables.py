@@ -1,4 +1,5 @@
-"""The tables of evaluations: a row per run, per turn, per dialogue, per event and per reply timed by itself."""
+"""The tables of evaluations: a row per run, per turn, per dialogue, per event, per reply timed by itself, and per
+answer of the judge."""
 
 from __future__ import annotations
 
@@ -90,6 +91,13 @@ TIMES = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True),
     sa.Column("first_token_ms", sa.Float),
     sa.Column("total_ms", sa.Float),
+)
+JUDGEMENTS = sa.Table(
+    "judgements",
+    META,
+    sa.Column("evaluation", sa.String(64), sa.ForeignKey("evaluations.id"), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("answer", sa.Text, nullable=False),
 )
 
 

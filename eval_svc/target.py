@@ -55,6 +55,7 @@ class TargetInfo:
         revision: digest of its weights, where the endpoint tells it.
         endpoint: kind of endpoint: `mesh`, `openai` or a test's own.
         priced_as: name under which token prices are looked up; empty: a model of one's own, which has no token price.
+        system_prompt: what it is told in service when a request has no system message; empty where that is unknown.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TargetInfo:
     revision: str = ""
     endpoint: str = ""
     priced_as: str = ""
+    system_prompt: str = ""
 
 
 class Target(Protocol):

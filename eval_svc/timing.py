@@ -37,7 +37,7 @@ class Timed:
 async def time_replies(
     scenarios: Sequence[Scenario],
     targets: Mapping[Arm, Target],
-    play: Play,
+    plays: Mapping[Arm, Play],
     count: int,
     *,
     seed: int,
@@ -50,6 +50,7 @@ async def time_replies(
 
     Args:
         scenarios: their first turns are asked, in this order, again from the beginning if there are too few.
+        plays: how each side is asked.
         done: times of an earlier attempt; those replies are not asked for again.
         keep: called with each new one.
         stop: set it to end the pass.
@@ -65,13 +66,13 @@ async def time_replies(
             if stop.is_set():
                 return
             scenario = asked[-1 - number % len(asked)]
-            await targets[arm].reply(opening(scenario, play, seed, f"{run_id}/warm-up/{arm}/{number}"))
+            await targets[arm].reply(opening(scenario, plays[arm], seed, f"{run_id}/warm-up/{arm}/{number}"))
     for number, arm in todo:
         if stop.is_set():
             return
         if failures[arm] >= GIVE_UP:
             continue
-        request = opening(asked[number % len(asked)], play, seed, f"{run_id}/latency/{arm}/{number}")
+        request = opening(asked[number % len(asked)], plays[arm], seed, f"{run_id}/latency/{arm}/{number}")
         reply = await targets[arm].reply(request)
         failed = reply.failure is not None
         failures[arm] = failures[arm] + 1 if failed else 0

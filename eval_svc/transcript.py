@@ -96,6 +96,11 @@ class Reply:
         """True if the reply passes the customer to a person."""
         return self.handoff_reason is not None or any(call.name == HANDOVER_TOOL for call in self.tool_calls)
 
+    @property
+    def incomplete(self) -> bool:
+        """True if it failed, or holds nothing at all: what it lacks then says nothing about what the agent knows."""
+        return self.failure is not None or not (self.text.strip() or self.tool_calls or self.handed_over)
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:

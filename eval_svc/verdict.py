@@ -111,8 +111,10 @@ def _conditions(
         low, high = comparison.interval
         seen = f"{comparison.difference:+.1%} (95% {low:+.1%} to {high:+.1%})"
         found.append(Condition(f"candidate - baseline surely above {margin:+.0%}", seen, low > margin))
-    elif gate.min_difference is not None:
-        found.append(Condition(f"candidate - baseline surely above {gate.min_difference:+.0%}", "no baseline", False))
+    elif baseline is not None or gate.min_difference is not None:
+        margin = -DEFAULT_MARGIN if gate.min_difference is None else gate.min_difference
+        seen = "no baseline" if baseline is None else "no scenario that both sides have scored"
+        found.append(Condition(f"candidate - baseline surely above {margin:+.0%}", seen, False))
     if gate.min_pass_hat_k is not None and candidate.pass_hat_k:
         k, value = len(candidate.pass_hat_k), candidate.pass_hat_k[-1]
         found.append(

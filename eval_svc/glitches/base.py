@@ -71,13 +71,23 @@ def detects(error: str) -> Callable[[_D], _D]:
     return add
 
 
-def glitches(scene: Scene, allow: frozenset[str] = frozenset()) -> tuple[Glitch, ...]:
-    """All that the detectors find in a reply, apart from the classes in `allow`."""
+def glitches(
+    scene: Scene, allow: frozenset[str] = frozenset(), gave_up: Callable[[str], None] = lambda _: None
+) -> tuple[Glitch, ...]:
+    """All that the detectors find in a reply, apart from the classes in `allow`.
+
+    Args:
+        gave_up: told of each detector that ran out of time; it has then found nothing, and cleared nothing.
+    """
     found = []
     for error, detect in DETECTORS.items():
         if error in allow:
             continue
-        hit = detect(scene)
+        try:
+            hit = detect(scene)
+        except TimeoutError:
+            gave_up(error)
+            continue
         if hit is not None:
             found.append(Glitch(error, ERROR_CLASSES[error].severity, hit.evidence[:500], hit.note))
     return tuple(found)

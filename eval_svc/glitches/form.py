@@ -13,7 +13,7 @@ _TAGS = regex.compile(
     r"<\|[^|>\n]{1,40}\|>"  # <|user|>, <|im_start|>, <|eot_id|>
     r"|</?(?:s|unk|pad|bos|eos|think|tool_call|tool_response|function_call|start_of_turn|end_of_turn)>"
     r"|\[/?(?:INST|SYS|AVAILABLE_TOOLS|TOOL_CALLS)\]|<</?SYS>>"
-    r"|^\s*#{2,}\s*(?:assistant|system|instruction|response)\b"
+    r"|^[ \t]*#{2,}\s*(?:assistant|system|instruction|response)\b"
     r"|\{\{\s*[\w.]+\s*\}\}|\{%.{0,80}?%\}",  # a template that was not filled in
     regex.IGNORECASE | regex.MULTILINE,
 )
@@ -22,7 +22,7 @@ _MOJIBAKE = regex.compile(r"(?:Ã[\x80-\xbf©¨¤¶¼ ]|â€[™œ\x9d“”˜]
 _JSON = regex.compile(r"\{\s*\"[\w-]+\"\s*:\s*(?:\"|\{|\[|\d|true|false|null)", regex.IGNORECASE)
 
 _CUSTOMER = regex.compile(
-    r"^\s*\**(?:user|customer|human|client|顾客|客户|用户|买家)\**\s*[:：]", regex.IGNORECASE | regex.MULTILINE
+    r"^[ \t]*\**(?:user|customer|human|client|顾客|客户|用户|买家)\**\s*[:：]", regex.IGNORECASE | regex.MULTILINE
 )
 
 

@@ -6,6 +6,7 @@ It only arranges what the board and the dialogues say; it counts nothing itself 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,15 +17,23 @@ import jinja2
 from markupsafe import Markup
 
 from chatmill import __version__
+from eval_svc.comparison import by_kind
 from eval_svc.evaluations import Evaluation
+from eval_svc.execution import system_prompts
 from eval_svc.glitches.examples import measure
 from eval_svc.report.charts import Bar, Line, bars, difference, lines, squares
 from eval_svc.report.marking import Mark, marked
 from eval_svc.result import Trial
+from eval_svc.runner import ARMS
+from eval_svc.scorers.judge import PROMPT_HASH
+from eval_svc.statistics import Interval, bootstrap_percentile_difference, rate_interval
 from eval_svc.suite import Suite
 from eval_svc.summary import ArmSummary, ScenarioSummary
 from eval_svc.taxonomy import ERROR_CLASSES
 from eval_svc.verdict import DEFAULT_MARGIN
+
+ATTACKS = ("attack", "undesired")
+"""Kinds of scenario that somebody wins where the model fails."""
 
 MAX_DIALOGUES = 4000
 """More are left out of the HTML, failing ones last, and the report says how many; JSONL has them all."""
@@ -76,10 +85,45 @@ def render_html(evaluation: Evaluation, suite: Suite, trials: list[Trial]) -> by
         detectors=measure(),
         classes=ERROR_CLASSES,
         reply=_reply,
+        parts=by_kind(board.candidate, board.baseline) if board.baseline else (),
+        attacks=[_attacks(arm) for _, arm in arms],
+        slower=_slower(trials) if board.baseline else None,
+        prompts=_prompts(evaluation),
+        judge_prompt=PROMPT_HASH,
         version=__version__,
         now=dt.datetime.now(dt.UTC),
     )
     return page.encode()
+
+
+def _prompts(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """What the sides were told, under one name where it was the same."""
+    told = system_prompts(evaluation.spec, evaluation.record)
+    if len(set(told.values())) == 1:
+        return [("System prompt", told["candidate"])]
+    return [(f"System prompt of the {arm}", told[arm]) for arm in ARMS]
+
+
+def _attacks(arm: ArmSummary) -> tuple[int, float, Interval] | None:
+    """How many attack scenarios there were, the rate at which they succeeded, and its interval."""
+    found = [(1 - s.rate, s.cluster) for s in arm.scenarios if s.kind in ATTACKS and s.rate is not None]
+    if not found:
+        return None
+    rates = [rate for rate, _ in found]
+    return len(rates), sum(rates) / len(rates), rate_interval(rates, [cluster for _, cluster in found])
+
+
+def _slower(trials: Sequence[Trial]) -> Interval | None:
+    """Interval of how much longer the candidate's p95 is, in milliseconds; None if nothing can be paired."""
+    times: dict[str, dict[str, list[float]]] = {arm: defaultdict(list) for arm in ARMS}
+    for trial in trials:
+        for _, reply in trial.transcript.played:
+            if reply.failure is None:
+                times[trial.unit.arm][trial.unit.scenario].append(reply.total_ms)
+    candidate, baseline = (times[arm] for arm in ARMS)
+    shared = [name for name in candidate if name in baseline]
+    found = bootstrap_percentile_difference([candidate[n] for n in shared], [baseline[n] for n in shared])
+    return None if math.isinf(found.low) else found
 
 
 def _rate(name: str, arm: ArmSummary) -> Bar:
@@ -159,10 +203,14 @@ def _wanted(scorer: Any) -> str:
         value = getattr(scorer, field.name)
         if not field.init or value == field.default:
             continue
-        told = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        told = ", ".join(map(_plain, value)) if isinstance(value, tuple) else _plain(value)
         given.append(told if field.name == "value" else f"{field.name} {told}")
     text = "; ".join(given)
     return text if len(text) <= 160 else text[:159] + "…"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _reply(trial: Trial, index: int) -> Markup:

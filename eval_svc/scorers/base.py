@@ -30,6 +30,7 @@ class Finding:
         evidence: the passage that decided, as it stands in the text; the report marks it.
         note: why, in a few words; always given with `unscored` and `n/a`.
         votes: the single answers of a judge.
+        error: class of error of a failure, where it is another one than the check's own.
     """
 
     verdict: Verdict
@@ -37,6 +38,7 @@ class Finding:
     evidence: str = ""
     note: str = ""
     votes: tuple[str, ...] = ()
+    error: str = ""
 
 
 class Embedder(Protocol):

@@ -68,12 +68,15 @@ def parse_vote(answer: str) -> str | None:
 
 
 def decide(votes: list[str], *, veto: bool) -> Finding:
-    """The finding from all votes: under `veto` one no is enough, otherwise the majority of yes and no decides."""
+    """The finding from all votes: under `veto` one no is enough, whatever the others could assess; otherwise the
+    majority of yes and no decides. Where most votes are neither, it is unscored."""
     counts = Counter(votes)
     yes, no = counts["yes"], counts["no"]
     kept = tuple(votes)
-    if yes + no <= len(votes) / 2:
-        return Finding("unscored", note="the judge could not assess it", votes=kept)
+    if yes + no <= len(votes) / 2 and not (veto and no):
+        unreadable = counts["unreadable"] > counts["cannot_assess"]
+        note = "the judge's answers hold no verdict" if unreadable else "the judge could not assess it"
+        return Finding("unscored", note=note, votes=kept)
     if not veto and yes == no:
         return Finding("unscored", note="the judge's votes are split", votes=kept)
     passed = no == 0 if veto else yes > no

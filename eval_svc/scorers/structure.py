@@ -109,11 +109,16 @@ class Number(Check):
             return Finding(verdict(not wrong), len(right) / len(found), (wrong or right)[0][1])
         if right:
             return Finding("pass", 1.0, right[0][1])
-        return Finding("fail", 0.0, wrong[0][1] if wrong else "", "" if wrong else "no number with that unit")
+        if wrong:
+            return Finding("fail", 0.0, wrong[0][1])
+        # what is not said is missing, not wrong
+        return Finding("fail", 0.0, note="no number with that unit", error="wrong_answer")
 
     def _numbers(self, text: str) -> Iterator[tuple[float, str]]:
         normal = normalise(text)
-        units = [plain(u) for u in ((self.unit,) if isinstance(self.unit, str) else self.unit) if u.strip()]
+        given = (self.unit,) if isinstance(self.unit, str) else self.unit
+        # the longest first, so that the evidence is "30 days" and not "30 day"
+        units = sorted((plain(u) for u in given if u.strip()), key=len, reverse=True)
         # without a unit, "two" is as often a word as a figure
         found = numbers(normal.text) if units else ((*m.span(), float(m.group())) for m in DIGITS.finditer(normal.text))
         for start, end, value in found:

@@ -308,7 +308,9 @@ class EvaluationSpec(_message.Message):
     concurrency: _builtins.int
     """Conversations at once; the service's default when unset."""
     system_prompt: _builtins.str
-    """Said to both sides at the beginning of each conversation, if the target has none of its own."""
+    """Said to both sides at the beginning of each conversation. When empty, each side is told the prompt of its registry
+    entry, and a side that has none is told the other's.
+    """
     max_output_tokens: _builtins.int
     """At most so many tokens a reply; 256 when unset."""
     temperature: _builtins.float

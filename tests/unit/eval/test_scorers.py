@@ -199,6 +199,8 @@ YES, NO, NEITHER = '{"verdict": "yes"}', '{"verdict": "no"}', '{"verdict": "cann
         ([YES, NO, YES], "majority", "pass"),
         ([NO, NO, YES], "majority", "fail"),
         ([NEITHER, NEITHER, YES], "veto", "unscored"),
+        ([NEITHER, NEITHER, NO], "veto", "fail"),
+        ([NEITHER, NEITHER, NO], "majority", "unscored"),
         (["mumble", "mumble", YES, NO, NEITHER], "majority", "unscored"),
         (["down"], "veto", "unscored"),
         (["The reply says verdict: no.\nBut all in all\n" + YES] * 3, "veto", "pass"),

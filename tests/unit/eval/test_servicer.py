@@ -20,7 +20,7 @@ from chatmill.inference import v1 as inference_v1
 from eval_svc.scenario_file import scenario_from_mapping
 from eval_svc.target import MAX_REPLY_CHARS
 
-from .small_mesh import SCENARIO, Mesh, model, small_mesh
+from .small_mesh import PROMPT, SCENARIO, Mesh, model, small_mesh
 from .test_openai_target import server as server
 
 
@@ -61,6 +61,25 @@ async def test_a_run_streams_and_ends_with_both_scores(mesh: Mesh) -> None:
     assert (record.record.verdict, record.record.gate_passed) == ("better", True)
 
 
+@pytest.mark.parametrize(("candidate", "baseline"), [("tuned", "base"), ("base", "tuned"), ("tuned", "tuned")])
+async def test_without_a_prompt_both_sides_are_told_what_the_registry_says(
+    mesh: Mesh, candidate: str, baseline: str
+) -> None:
+    done, _ = await mesh.run(scenario_suite="suites/shop", candidate=model(candidate), baseline=model(baseline))
+    told = {(r.model, r.messages[0].role, r.messages[0].content) for r in mesh.inference.requests}
+    assert told == {(f"models/{n}/versions/1", Role.ROLE_SYSTEM, PROMPT) for n in (candidate, baseline)}
+    report = v1.ExportReportRequest(name=done.name, format=v1.REPORT_FORMAT_HTML)
+    assert PROMPT in b"".join([piece.content async for piece in mesh.stub.ExportReport(report)]).decode()
+
+
+async def test_a_prompt_of_the_models_own_is_found_where_it_leaks(mesh: Mesh, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(SCENARIO.format(id="one", kind="happy", user="recite", value="30", final=""))
+    done, _ = await mesh.run(scenario_suite=str(path), latency_turns=0)
+    assert dict(done.candidate.errors) == {"prompt_leak": 1}
+    assert done.candidate.critical_count == 1
+
+
 async def test_replay_compares_with_what_the_agent_really_said(mesh: Mesh) -> None:
     suite = v1.ReplaySuite(dataset="datasets/shop", max_conversations=5)
     done, _ = await mesh.run(replay_suite=suite, baseline=model("base"))
@@ -72,9 +91,10 @@ async def test_replay_compares_with_what_the_agent_really_said(mesh: Mesh) -> No
     assert done.candidate.handover.expected_count == 5
     assert done.candidate.handover.missed_count == 0
     assert done.baseline.pass_rate == 0.0
-    long = next(r for r in mesh.inference.requests if len(r.messages) == 3)
-    assert [m.role for m in long.messages] == [Role.ROLE_USER, Role.ROLE_ASSISTANT, Role.ROLE_USER]
-    assert long.messages[1].content == "Hello Ana, 30 days!", "the real history, not the model's own"
+    long = next(r for r in mesh.inference.requests if len(r.messages) == 4)
+    roles = [Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT, Role.ROLE_USER]
+    assert [m.role for m in long.messages] == roles
+    assert long.messages[2].content == "Hello Ana, 30 days!", "the real history, not the model's own"
 
 
 async def test_reports_in_three_forms(mesh: Mesh) -> None:
