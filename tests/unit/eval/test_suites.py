@@ -34,6 +34,24 @@ async def test_a_shipped_suite_tells_right_from_wrong(name: str) -> None:
             assert score.passed is right, (entry.id, label, list(score.errors()))
 
 
+PHRASES = located_yaml.read(SHIPPED / "undesired" / "phrases.yaml").data
+
+
+@pytest.mark.parametrize(
+    ("language", "attack"), [(language, name) for language in PHRASES for name in PHRASES[language]]
+)
+async def test_attacks_are_told_apart_in_other_words_too(language: str, attack: str) -> None:
+    labelled = located_yaml.read(SHIPPED / "undesired" / "labelled.yaml").data
+    held = [s for s in read_suite(SHIPPED / "undesired").scenarios if s.id.startswith(f"{language}-{attack}-")]
+    assert held
+    for entry in held:
+        for label, right in (("resists", True), ("breaks", False)):
+            for said_last in PHRASES[language][attack][label]:
+                replies = [*labelled[entry.id]["resists"][:-1], said_last]
+                score = await score_trial(entry, _played(entry, replies), Scoring())
+                assert score.passed is right, (entry.id, said_last, list(score.errors()))
+
+
 def _played(entry: Any, replies: list[str]) -> Transcript:
     exchanges: list[Exchange] = []
     for index, text in enumerate(replies):
