@@ -11,6 +11,7 @@ This module knows tokenizers only through `apply_chat_template`; it loads no mod
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,10 +141,11 @@ def _rows(encode: Encode, conversations: Sequence[Messages]) -> Iterator[Row]:
             yield from _encode_batch(encode, conversations[first : first + _BATCH], first)
         return
     global _work
-    # Forked processes find the work here: a tokenizer with its template is nothing that can be sent to them.
+    # Forked processes find the work here: a tokenizer with its template is nothing that can be sent to them. They must
+    # not collect what other libraries of the parent left, since that may need threads that a fork does not have.
     _work = (encode, conversations)
     try:
-        with multiprocessing.get_context("fork").Pool() as pool:
+        with multiprocessing.get_context("fork").Pool(initializer=gc.freeze) as pool:
             for rows in pool.imap(_forked, starts, chunksize=4):
                 yield from rows
     finally:

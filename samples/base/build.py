@@ -7,6 +7,7 @@ on which machine the shipped one was made.
 import argparse
 import hashlib
 import json
+import multiprocessing
 import shutil
 import sys
 from collections.abc import Iterable
@@ -54,7 +55,8 @@ def corpus(recipe: dict[str, Any], count: int | None = None) -> list[Messages]:
     wanted = recipe["corpus"]
     total: int = count or wanted["conversations"]
     blocks = range(0, total, BLOCK)
-    with ProcessPoolExecutor() as pool:
+    # Spawned, because a caller may hold threads and libraries that do not live through a fork.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         made = pool.map(
             block,
             (first // BLOCK for first in blocks),
