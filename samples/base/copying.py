@@ -1,7 +1,7 @@
 """Conversations that can only be answered by copying: what was said, and what the system prompt holds under a name.
 
-Small models learn topics long before they learn to copy; a share of these makes the circuit that copies form early, and
-order numbers and names that no corpus has seen come out right.
+Small models learn topics long before they learn to copy; a share of these is meant to make them copy order numbers and
+names that no corpus has seen.
 """
 
 import random
