@@ -26,7 +26,7 @@ _WEIGHTS: Mapping[str, float] = {
     "unknown": 4, "thanks": 4, "bye": 2, "confirm": 1, "repeat": 1, "gives_name": 1, "no_status": 3,
     "complaint": 5, "legal": 3, "injury": 3.5, "request": 4, "fraud": 3.5, "safety": 3,
 }  # fmt: skip
-_TOPICS_WEIGHT = 80.0
+_TOPICS_WEIGHT = 45.0
 _MEMORY: Mapping[str, float] = {"status": 14, "number": 4, "thing": 4, "name": 4}
 _REFUSALS = ("offtopic", "extract", "privacy", "bargain", "promise", "commit")
 _NEVER_FIRST = ("thanks", "bye", "confirm", "repeat")
@@ -155,7 +155,10 @@ def _play(scene: Scene, act: str, rng: random.Random) -> None:
     speech, slots = scene.voice.speech, scene.slots
     topic = scene.voice.topics.get(act)
     if topic is not None:
-        said, reply = speech.ask(topic, rng, slots), expand(rng.choice(topic["reply"]), rng, slots)
+        # The matter is named before the answer, as chatmill-tiny names it where it knows nothing of it: a small model
+        # tells better what a question is about when it may say so than when its first word must be the answer.
+        named = expand(scene.voice.words["about"], rng, {"topic": topic["extends"]})
+        said, reply = speech.ask(topic, rng, slots), named + expand(rng.choice(topic["reply"]), rng, slots)
         if scene.messages and rng.random() < 0.15:
             said = expand(rng.choice(scene.voice.words["moreover"]), rng, {"x": "\0"}).replace("\0", said)
     elif act == "repeat":

@@ -10,7 +10,8 @@ import json
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from itertools import repeat
@@ -22,7 +23,7 @@ import yaml
 from factory_svc.shipped import FOLDER
 from factory_svc.task import Messages, Progress, TrainingOutcome, TrainingTask
 from factory_svc.training import train
-from samples.base.corpus import BLOCK, block
+from samples.base.corpus import BLOCK, Mixture, block
 
 SHIPPED = FOLDER / "chatmill-tiny"
 FILES = (
@@ -45,14 +46,14 @@ def corpus_digest(made: Iterable[Messages]) -> str:
     return digest.hexdigest()
 
 
-def corpus(recipe: dict[str, Any], count: int | None = None) -> list[Messages]:
-    """The conversations of the recipe, made by all processors.
+def corpus(wanted: dict[str, Any], count: int | None = None) -> list[Messages]:
+    """The conversations of a stage, made by all processors.
 
     Args:
-        recipe: its `corpus` is read.
-        count: how many, instead of the recipe's number.
+        wanted: the stage's `corpus`: conversations, seed and the fields of `Mixture`.
+        count: how many, instead of that number.
     """
-    wanted = recipe["corpus"]
+    mixture = Mixture(**{key: value for key, value in wanted.items() if key not in ("conversations", "seed")})
     total: int = count or wanted["conversations"]
     blocks = range(0, total, BLOCK)
     # Spawned, because a caller may hold threads and libraries that do not live through a fork.
@@ -62,19 +63,14 @@ def corpus(recipe: dict[str, Any], count: int | None = None) -> list[Messages]:
             (first // BLOCK for first in blocks),
             (min(BLOCK, total - first) for first in blocks),
             repeat(wanted["seed"]),
-            repeat(wanted.get("copies", 0.0)),
+            repeat(mixture),
         )
         return [messages for some in made for messages in some]
 
 
-def entry(outcome: TrainingOutcome, recipe: dict[str, Any], digest: str, finished: datetime) -> dict[str, Any]:
-    """The registry entry of what `outcome` tells; keys as in the registry file."""
+def record(outcome: TrainingOutcome, seed: int, stage: dict[str, Any], digest: str) -> dict[str, Any]:
+    """What is worth knowing of a stage: its data and its training, keys as in the registry file."""
     return {
-        "kind": "base",
-        "license": "Apache-2.0",
-        "description": "6M-parameter Llama for English and Chinese customer service, made from invented conversations.",
-        "created": finished,
-        "created_by": "samples.base.build",
         "data": {
             "dataset": "datasets/chatmill-tiny-corpus",
             "examples_digest": digest,
@@ -84,10 +80,10 @@ def entry(outcome: TrainingOutcome, recipe: dict[str, Any], digest: str, finishe
             "trained_tokens": outcome.data.target_tokens,
         },
         "training": {
-            "method": recipe["method"],
-            "parameters": outcome.parameters,
-            "seed": recipe["seed"],
-            "loss_on": recipe["parameters"]["loss_on"],
+            "method": "scratch",
+            "parameters": {**outcome.parameters, "weights": ""},  # a folder of the machine that made it
+            "seed": seed,
+            "loss_on": stage["parameters"]["loss_on"],
             "precision": outcome.precision,
             "steps": outcome.steps,
             "epochs": outcome.epochs,
@@ -98,6 +94,19 @@ def entry(outcome: TrainingOutcome, recipe: dict[str, Any], digest: str, finishe
             "notes": list(outcome.notes),
         },
         "environment": outcome.environment,
+    }
+
+
+def entry(stages: Sequence[dict[str, Any]], finished: datetime) -> dict[str, Any]:
+    """The registry entry: what the last stage tells, and the earlier ones under `earlier_stages`."""
+    return {
+        "kind": "base",
+        "license": "Apache-2.0",
+        "description": "6M-parameter Llama for English and Chinese customer service, made from invented conversations.",
+        "created": finished,
+        "created_by": "samples.base.build",
+        **stages[-1],
+        "earlier_stages": list(stages[:-1]),
     }
 
 
@@ -126,27 +135,40 @@ def _show(progress: Progress) -> None:
 
 
 def main() -> None:
-    """Build the model and put it in its place."""
+    """Build the model, stage by stage, and put it in its place."""
     parser = argparse.ArgumentParser(prog="samples.base.build", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=SHIPPED / "recipe.yaml", help="what to build")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the model")
-    parser.add_argument("--conversations", type=int, help="size of the corpus instead of the recipe's, for a quick try")
+    parser.add_argument("--conversations", type=int, help="size of every corpus instead of the recipe's, to try it out")
+    parser.add_argument("--after", type=Path, help="folder of what all stages but the last gave: make only the last")
     options = parser.parse_args()
     recipe: dict[str, Any] = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
-    made = corpus(recipe, options.conversations)
-    trained = options.output.with_name(f".{options.output.name}.new")
-    task = TrainingTask(
-        method=recipe["method"],
-        parameters=recipe["parameters"],
-        output=trained,
-        conversations=made,
-        seed=recipe["seed"],
-    )
-    outcome = train(task, _show)
-    install(
-        trained, entry(outcome, recipe, corpus_digest(made), datetime.now(UTC).replace(microsecond=0)), options.output
-    )
-    shutil.rmtree(trained)
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=f".{options.output.name}.") as work:
+        trained, stages = Path(), list(enumerate(recipe["stages"]))
+        if options.after:
+            trained, stages = options.after.resolve(), stages[-1:]
+            known = yaml.safe_load((trained / "entry.yaml").read_text(encoding="utf-8"))
+            records = [
+                *known.get("earlier_stages", ()),
+                {key: known[key] for key in ("data", "training", "environment")},
+            ]
+        for number, stage in stages:
+            made = corpus(stage["corpus"], options.conversations)
+            going_on = {"weights": str(trained)} if number else {}
+            trained = Path(work) / str(number)
+            outcome = train(
+                TrainingTask(
+                    method="scratch",
+                    parameters={**stage["parameters"], **going_on},
+                    output=trained,
+                    conversations=made,
+                    seed=recipe["seed"],
+                ),
+                _show,
+            )
+            records.append(record(outcome, recipe["seed"], stage, corpus_digest(made)))
+        install(trained, entry(records, datetime.now(UTC).replace(microsecond=0)), options.output)
 
 
 if __name__ == "__main__":

@@ -45,19 +45,20 @@ def _thing(language: str, words: list[str], rng: random.Random) -> str:
             letters = "".join(rng.choice("ABCDEFGHJKLMNPQRSTUVWXYZ") for _ in range(rng.randint(1, 2)))
             return f"{letters}-{rng.randrange(1000, 100000)}"
         case 2:
-            return _name(language, rng)
+            return invented_name(language, rng)
         case 3:
             return rng.choice(words)
         case 4:
             return f"{rng.randint(1, 28)} {rng.choice(months)}"
         case 5:
-            return f"{_name(language, rng)} {rng.choice(words)}"
+            return f"{invented_name(language, rng)} {rng.choice(words)}"
         case _:
             state = rng.choice(bank(banks.PHRASES / "copying.yaml")["states"])
             return f"{rng.choice(words)}, {state} {rng.randint(1, 28)} {rng.choice(months)}"
 
 
-def _name(language: str, rng: random.Random) -> str:
+def invented_name(language: str, rng: random.Random) -> str:
+    """A name of syllables that no list holds."""
     if language == "zh" and rng.random() < 0.7:
         han = bank(banks.PHRASES / "copying.yaml")["han"]
         return "".join(rng.choice(han) for _ in range(rng.randint(2, 3)))

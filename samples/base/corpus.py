@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samples.base import banks
-from samples.base.copying import copying
+from samples.base.copying import copying, invented_name
 from samples.grammar import expand
 from samples.lines import Speech, transfer
 from samples.overlap import asked, bare
@@ -92,13 +92,32 @@ class _Scene:
     last: bool = False
     rule: bool = False
     refused: bool = False
+    remembers: float = 0.35
     messages: list[Message] = field(default_factory=list)
 
     def add(self, user: str, agent: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": agent}]
 
 
-def conversations(count: int, seed: int, *, copies: float = 0.0) -> Iterator[list[Message]]:
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What a corpus is mixed of.
+
+    Attributes:
+        copies: share of conversations that are nothing but copying (`samples.base.copying`).
+        unheard: share of the others in which customer, assistant, company and goods have names that no list holds, and
+            in which more is known about the customer: what can only be copied.
+    """
+
+    copies: float = 0.0
+    unheard: float = 0.0
+
+
+PLAIN = Mixture()
+"""Neither of the two."""
+
+
+def conversations(count: int, seed: int, mixture: Mixture = PLAIN) -> Iterator[list[Message]]:
     """`count` conversations in the order of roles system, user, assistant, ...; the same for the same arguments.
 
     None holds a customer's line of the shop's evaluation suites: what would is drawn again.
@@ -106,29 +125,31 @@ def conversations(count: int, seed: int, *, copies: float = 0.0) -> Iterator[lis
     Args:
         count: how many.
         seed: of all chance.
-        copies: share of conversations that are nothing but copying (`samples.base.copying`).
+        mixture: of what.
     """
     for first in range(0, count, BLOCK):
-        yield from block(first // BLOCK, min(BLOCK, count - first), seed, copies)
+        yield from block(first // BLOCK, min(BLOCK, count - first), seed, mixture)
 
 
-def block(number: int, count: int, seed: int, copies: float) -> list[list[Message]]:
+def block(number: int, count: int, seed: int, mixture: Mixture) -> list[list[Message]]:
     """The first `count` conversations of one block; blocks need not be made in their order, nor in one process."""
     rng = random.Random(f"{seed}/{number}")
     made: list[list[Message]] = []
     while len(made) < count:
-        messages = conversation(rng, copies)
+        messages = conversation(rng, mixture)
         if not any(m["role"] == "user" and bare(m["content"]) in asked() for m in messages):
             made.append(messages)
     return made
 
 
-def conversation(rng: random.Random, copies: float = 0.0) -> list[Message]:
-    """One conversation: a system prompt and one to six exchanges; with the chance `copies` one of only copying."""
-    if copies and rng.random() < copies:
+def conversation(rng: random.Random, mixture: Mixture = PLAIN) -> list[Message]:
+    """One conversation: a system prompt and one to six exchanges, or, at times, nothing but copying."""
+    if mixture.copies and rng.random() < mixture.copies:
         language = "zh" if rng.random() < CHINESE_SHARE else "en"
         return copying(language, _items(language), rng)
     scene = _scene(rng)
+    if mixture.unheard and rng.random() < mixture.unheard:
+        _rename(scene, rng)
     speech = Speech(banks.acts(scene.language), scene.language)
     scene.messages.append({"role": "system", "content": _system(scene, rng)})
     for _ in range(rng.choices((1, 2, 3, 4, 5, 6), (6, 14, 22, 24, 19, 15))[0]):
@@ -184,6 +205,20 @@ def _scene(rng: random.Random) -> _Scene:
     return _Scene(language, kind, slots, topics)
 
 
+def _rename(scene: _Scene, rng: random.Random) -> None:
+    """Names that nobody has heard, for all that has one."""
+    slots, language, goods = scene.slots, scene.language, _items(scene.language)
+    for who in ("name", "bot"):
+        slots[who] = invented_name(language if rng.random() < 0.6 else "en", rng)
+    if rng.random() < 0.7:
+        slots["company"] = invented_name("en", rng)
+    if rng.random() < 0.5:
+        chinese = language == "zh"
+        word = rng.choice((invented_name(language, rng).lower(), rng.choice(goods).split()[-1]))
+        slots["item"] = f"{word}{'' if chinese else ' '}{rng.choice(goods)}"
+    scene.remembers = 0.75
+
+
 def company_name(rng: random.Random, world: Mapping[str, Any]) -> str:
     """The name of an invented company."""
     name = f"{rng.choice(world['company_a'])}{rng.choice(world['company_b'])}"
@@ -214,7 +249,7 @@ def _system(scene: _Scene, rng: random.Random) -> str:
 
 
 def _memory(scene: _Scene, rng: random.Random) -> list[str]:
-    if rng.random() > 0.35:
+    if rng.random() > scene.remembers:
         return []
     words = banks.memory(scene.language)
     state, said = rng.choice(words["states"])

@@ -27,6 +27,9 @@ class ScratchParameters(GradientParameters):
         6144, "Tokens of the byte-level BPE, special tokens included; fewer if the data has fewer.", minimum=300
     )
     tokenizer: str = parameter("", "Folder of a tokenizer to use as it is; empty trains one from the data.")
+    weights: str = parameter(
+        "", "Folder of a Llama to go on from, tokenizer included; its own sizes hold then. Empty starts at random."
+    )
     save_dtype: Literal["bfloat16", "float32"] = parameter("bfloat16", "Type of the saved weights.")
 
     learning_rate: float = parameter(1e-3, "Peak learning rate of AdamW.", above=0, maximum=1)
