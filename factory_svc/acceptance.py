@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 from chatmill.errors import FailedPrecondition, InvalidArgument
 from factory_svc.bases import Bases
 from factory_svc.entry import Entry, check_id
 from factory_svc.jobs import JobSpec
 from factory_svc.methods import METHODS
-from factory_svc.methods.parameters import check_parameters
+from factory_svc.methods.parameters import check_parameters, named_folders
 from factory_svc.sources import ItemSource
 
 
@@ -25,11 +26,16 @@ async def check(spec: JobSpec, bases: Bases, items: ItemSource) -> Entry | None:
         InvalidArgument: a parameter is wrong; one violation per field.
         NotFound: no such method, base or dataset.
         FailedPrecondition: the training split is empty, or the base can't be trained on.
+        PermissionDenied: a folder that a parameter names lies outside the allowed ones.
         Unavailable: the dataset service can't be reached.
     """
     check_id(spec.model_id, "spec.model_id")
     method = METHODS.get(spec.method)
-    check_parameters(method.parameters, spec.parameters, field="spec.parameters")
+    parameters = check_parameters(method.parameters, spec.parameters, field="spec.parameters")
+    for name, folder in named_folders(parameters).items():
+        if not Path(folder).is_absolute():
+            raise InvalidArgument.field(f"spec.parameters.{name}", f"{folder} must be an absolute path")
+        await asyncio.to_thread(bases.check_folder, folder)
     if method.needs_base and not spec.base:
         raise InvalidArgument.field("spec.base", f"the method {spec.method} needs a base model")
     if not method.needs_base and spec.base:

@@ -116,6 +116,15 @@ class Bases:
             )
         return str(self._registry.artifact_path(weights[0]).parent), None
 
+    def check_folder(self, folder: str) -> None:
+        """Raise unless the absolute path `folder` is a folder that may be read.
+
+        Raises:
+            PermissionDenied: reason `PATH_NOT_ALLOWED`; it lies outside the roots.
+            NotFound: there is nothing.
+        """
+        self._folder(folder)
+
     def _folder(self, name: str) -> Path | None:
         """The existing folder that `name` means, or None if it does not look like one.
 

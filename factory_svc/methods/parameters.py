@@ -54,14 +54,23 @@ def parameter(
     above: float | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    folder: bool = False,
 ) -> T:
     """A dataclass field with its meaning (units included) and its range.
+
+    Args:
+        default: what holds if a request leaves it out.
+        meaning: one sentence, with the unit.
+        above: the value must be more than this.
+        minimum: least value.
+        maximum: greatest value.
+        folder: the value names a folder, which the service reads only under its allowed roots.
 
     Returns:
         a `dataclasses.Field`, typed as the value so that the class body reads like a plain dataclass.
     """
     bounds = Range(above, minimum, maximum)
-    field: Any = dataclasses.field(default=default, metadata={"meaning": meaning, "range": bounds})
+    field: Any = dataclasses.field(default=default, metadata={"meaning": meaning, "range": bounds, "folder": folder})
     return cast(T, field)
 
 
@@ -127,6 +136,12 @@ def check_parameters(cls: type[Parameters], values: Mapping[str, Any], *, field:
         prefix = "parameters."
         found = [FieldViolation(f"{field}.{v.field.removeprefix(prefix)}", v.description) for v in error.violations]
         raise InvalidArgument("; ".join(f"{v.field}: {v.description}" for v in found), violations=found) from None
+
+
+def named_folders(parameters: Parameters) -> dict[str, str]:
+    """Parameter to folder, for every parameter that names one."""
+    marked = (spec.name for spec in dataclasses.fields(parameters) if spec.metadata.get("folder"))
+    return {name: value for name in marked if (value := str(getattr(parameters, name)))}
 
 
 def describe(cls: type[Parameters]) -> list[ParameterDescription]:

@@ -26,9 +26,14 @@ class ScratchParameters(GradientParameters):
     vocabulary: int = parameter(
         6144, "Tokens of the byte-level BPE, special tokens included; fewer if the data has fewer.", minimum=300
     )
-    tokenizer: str = parameter("", "Folder of a tokenizer to use as it is; empty trains one from the data.")
+    tokenizer: str = parameter(
+        "", "Folder of a tokenizer to use as it is, under factory.roots; empty trains one from the data.", folder=True
+    )
     weights: str = parameter(
-        "", "Folder of a Llama to go on from, tokenizer included; its own sizes hold then. Empty starts at random."
+        "",
+        "Folder of a Llama to go on from, under factory.roots, with its tokenizer; its own sizes hold. Empty starts "
+        "at random.",
+        folder=True,
     )
     save_dtype: Literal["bfloat16", "float32"] = parameter("bfloat16", "Type of the saved weights.")
 

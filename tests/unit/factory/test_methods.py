@@ -194,6 +194,17 @@ def test_scratch_takes_a_given_tokenizer(base: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
+def test_scratch_goes_on_from_given_weights(tmp_path: Path) -> None:
+    first = scratch(tmp_path / "first", learning_rate=0.01)
+    again = scratch(tmp_path / "again", weights=str(first.output), max_steps=3)
+    assert first.first_loss is not None
+    assert again.first_loss is not None
+    assert again.first_loss < 0.9 * first.first_loss
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (first.output / "tokenizer.json").read_bytes()
+    with pytest.raises(InvalidArgument, match=r"holds no config\.json"):
+        scratch(tmp_path / "third", weights=str(tmp_path))
+
+
 def _adapter(method: str, base: Path, output: Path, seed: int = 0, **parameters: Any) -> TrainingOutcome:
     return train(
         TrainingTask(

@@ -146,6 +146,18 @@ async def test_a_wrong_request_names_the_field(mesh: Mesh) -> None:
     assert {v.field for v in caught.value.violations} == {"spec.dataset", "spec.model_id", "spec.method"}
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "weights"])
+async def test_a_folder_that_a_parameter_names_lies_under_the_roots(mesh: Mesh, name: str) -> None:
+    spec = _spec(method="scratch", base="")
+    spec.parameters.Clear()
+    spec.parameters.update({name: "/etc"})
+    with pytest.raises(PermissionDenied, match=r"factory\.roots"):
+        await anext(aiter(mesh.jobs.Train(TrainRequest(spec=spec))))
+    spec.parameters.update({name: "here"})
+    with pytest.raises(InvalidArgument, match="absolute"):
+        await anext(aiter(mesh.jobs.Train(TrainRequest(spec=spec))))
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [

@@ -104,12 +104,13 @@ def test_no_line_of_the_suite_occurs_in_the_base_corpus(suite: Suite) -> None:
 @pytest.mark.slow
 def test_no_line_of_the_suites_occurs_in_the_whole_base_corpus() -> None:
     recipe = yaml.safe_load((SHIPPED / "recipe.yaml").read_text(encoding="utf-8"))
-    made = corpus(recipe)
-    assert len(made) == recipe["corpus"]["conversations"]
-    said = {bare(m["content"]) for messages in made for m in messages if m["role"] == "user"}
-    assert not said & set().union(*map(asked_in, SUITES))
     entry = yaml.safe_load((SHIPPED / "entry.yaml").read_text(encoding="utf-8"))
-    assert corpus_digest(made) == entry["data"]["examples_digest"], "the corpus is no longer the one it was made from"
+    written = set().union(*map(asked_in, SUITES))
+    for stage, record in zip(recipe["stages"], [*entry["earlier_stages"], entry], strict=True):
+        made = corpus(stage["corpus"])
+        assert len(made) == stage["corpus"]["conversations"]
+        assert not written & {bare(m["content"]) for messages in made for m in messages if m["role"] == "user"}
+        assert corpus_digest(made) == record["data"]["examples_digest"], "it is no longer the one it was made from"
 
 
 def test_the_base_corpus_knows_nothing_of_the_shop() -> None:
