@@ -52,6 +52,13 @@ def build_scenario(document: Document) -> Scenario:
     return scenario
 
 
+def check_problems(document: Document, at: Location, checks: Mapping[str, Any]) -> list[FieldViolation]:
+    """What is wrong with the `expect` and `forbid` at a place of a file beyond structure; read as those of a turn."""
+    builder = _Builder(document)
+    builder.checks(checks, at)
+    return builder.problems
+
+
 def structural_problems(document: Document, validator: Any) -> Iterator[FieldViolation]:
     """What the schema refuses, in words for a person and with the line."""
     for error in sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.absolute_path))):
@@ -106,8 +113,7 @@ class _Builder:
         turns = tuple(self._turn(turn, ("turns", i)) for i, turn in enumerate(data.get("turns", ())))
         final = data.get("final", {})
         last = [
-            *self._checks(final.get("expect", ()), ("final", "expect"), forbid=False, scope="dialog"),
-            *self._checks(final.get("forbid", ()), ("final", "forbid"), forbid=True, scope="dialog"),
+            *self.checks(final, ("final",), scope="dialog"),
             *self._checks(
                 [{"type": "judge", **criterion} for criterion in final.get("judge", ())],
                 ("final", "judge"),
@@ -149,13 +155,17 @@ class _Builder:
         return Turn(
             user=data["user"],
             variants=tuple(data.get("variants", ())),
-            checks=(
-                *self._checks(data.get("expect", ()), (*at, "expect"), forbid=False, scope="turn"),
-                *self._checks(data.get("forbid", ()), (*at, "forbid"), forbid=True, scope="turn"),
-            ),
+            checks=self.checks(data, at),
             matched=when.get("matched"),
             not_matched=when.get("not_matched"),
             stop_on_fail=data.get("on_fail", "continue") == "stop",
+        )
+
+    def checks(self, data: Mapping[str, Any], at: Location, *, scope: Scope = "turn") -> tuple[CheckSpec, ...]:
+        """The `expect` and `forbid` of a mapping."""
+        return (
+            *self._checks(data.get("expect", ()), (*at, "expect"), forbid=False, scope=scope),
+            *self._checks(data.get("forbid", ()), (*at, "forbid"), forbid=True, scope=scope),
         )
 
     def _checks(self, entries: Any, at: Location, *, forbid: bool, scope: Scope) -> Iterator[CheckSpec]:

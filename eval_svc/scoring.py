@@ -132,6 +132,7 @@ class _Trial:
             dialogue=(*self.transcript.history, *dialogue([self.played[j] for j in range(i + 1)])),
             system=self.transcript.system,
             known=self.scenario.memory.profile,
+            memory=self.scenario.memory.known(),
             language=self.scenario.persona.language,
             policies={name: self.scoring.policies.get(name, "") for name in self.scenario.policy},
             seed=self.transcript.seed,

@@ -19,7 +19,13 @@ from chatmill import located_yaml
 from chatmill.errors import ChatmillError, FieldViolation, InvalidArgument, NotFound, PermissionDenied
 from chatmill.plugins import nearest
 from eval_svc.scenario import Scenario
-from eval_svc.scenario_file import build_scenario, read_scenario, scenario_from_mapping, structural_problems
+from eval_svc.scenario_file import (
+    build_scenario,
+    check_problems,
+    read_scenario,
+    scenario_from_mapping,
+    structural_problems,
+)
 from eval_svc.schema import suite_schema
 
 SUITE_FILE = "suite.yaml"
@@ -27,7 +33,8 @@ SHIPPED = Path(__file__).parent / "suites"
 """Suites that come with Chatmill."""
 
 DEFAULT_TRIALS = 1
-_VALIDATOR = jsonschema.Draft202012Validator(suite_schema())
+_CHECKS = ("expect", "forbid")
+_VALIDATOR = jsonschema.Draft202012Validator(suite_schema(with_checks=False))
 
 
 @dataclass(frozen=True)
@@ -124,10 +131,14 @@ def read_suite(path: Path) -> Suite:
     if problems:
         raise located_yaml.refuse(problems)
     data = document.data
+    defaults = dict(data.get("defaults", {}))
+    problems += check_problems(document, ("defaults",), defaults)
+    if problems:  # told once, and not again in every scenario
+        defaults = {key: value for key, value in defaults.items() if key not in _CHECKS}
     found: list[Scenario] = []
     for position, pattern in enumerate(data["scenarios"]):
         try:
-            found += _scenarios(file, pattern, data.get("defaults", {}))
+            found += _scenarios(file, pattern, defaults)
         except NotFound as error:
             problems.append(document.problem(("scenarios", position), error.message))
         except InvalidArgument as error:
@@ -176,8 +187,22 @@ def _with_defaults(path: Path, defaults: Mapping[str, Any]) -> Scenario:
                 merged[key] = [*merged.get(key, []), *(v for v in defaults[key] if v not in merged.get(key, []))]
         if "language" in defaults and isinstance(merged.get("persona", {}), dict):
             merged["persona"] = {"language": defaults["language"], **merged.get("persona", {})}
+        if isinstance(merged.get("turns"), list):
+            merged["turns"] = [_with_checks(turn, at, defaults) for at, turn in enumerate(merged["turns"])]
         document = replace(document, data=merged)
     return build_scenario(document)
+
+
+def _with_checks(turn: Any, position: int, defaults: Mapping[str, Any]) -> Any:
+    """A turn with the checks that the suite has for all; behind its own, whose names and lines stay what they are."""
+    if not isinstance(turn, dict):
+        return turn
+    merged = dict(turn)
+    for key in _CHECKS:
+        if key in defaults and isinstance(turn.get(key, []), list):
+            named = [{**c, "id": f"{c['id']}-{position}"} if "id" in c else c for c in defaults[key]]
+            merged[key] = [*turn.get(key, []), *named]
+    return merged
 
 
 def _clashes(document: located_yaml.Document, scenarios: Sequence[Scenario]) -> Iterable[FieldViolation]:

@@ -63,8 +63,7 @@ def scenario_schema(*, with_checks: bool = True) -> dict[str, Any]:
         with_checks: describe the parameters of every installed check type too. The reader leaves that to the scorers
             themselves, whose messages are better.
     """
-    check = {"$ref": "#/$defs/check"}
-    checks = {"expect": _list("What must be there.", check), "forbid": _list("What must not be there.", check)}
+    checks = _checks("What must be there.", "What must not be there.")
     turn = _object(
         "One thing that the customer says.",
         {
@@ -177,6 +176,11 @@ def _top(turn: dict[str, Any], checks: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _checks(expect: str, forbid: str) -> dict[str, Any]:
+    check = {"$ref": "#/$defs/check"}
+    return {"expect": _list(expect, check), "forbid": _list(forbid, check)}
+
+
 def _common() -> dict[str, Any]:
     return {
         "id": _text("Name of the check, unique in the scenario.", pattern=ID_PATTERN),
@@ -239,8 +243,8 @@ def _of(hint: Any) -> dict[str, Any]:
     return {"type": "object"} if origin is dict else {}
 
 
-def suite_schema() -> dict[str, Any]:
-    """The schema of a suite file, `suite.yaml`."""
+def suite_schema(*, with_checks: bool = True) -> dict[str, Any]:
+    """The schema of a suite file, `suite.yaml`; `with_checks` as in `scenario_schema`."""
     return {
         "$schema": _DRAFT,
         "title": "Chatmill evaluation suite",
@@ -263,9 +267,14 @@ def suite_schema() -> dict[str, Any]:
                         "language": {"type": "string"},
                         "tags": _list("Added to every scenario.", {"type": "string"}),
                         "allow": _list("Added to every scenario.", {"type": "string"}),
+                        **_checks(
+                            "Must be there: added to every turn of every scenario. An `id` gets the turn's number.",
+                            "Must not be there: added to every turn of every scenario.",
+                        ),
                     },
                 ),
             },
             ("schema", "id", "version", "scenarios"),
         ),
+        "$defs": {"check": _check(with_checks)},
     }

@@ -75,7 +75,8 @@ class View:
         earlier: the agent's replies before this one, oldest first.
         dialogue: everything said so far, the reply included; without the system prompt.
         system: the system prompt as sent.
-        known: facts that the agent has in memory, by name; see `Memory.facts_by_name`.
+        known: facts that the agent has in memory, by name.
+        memory: all that it has in memory, as the text that it is given.
         language: ISO 639-1 code of the language in which the customer expects an answer, or empty.
         policies: id to text of the policies that the scenario names.
         seed: of the trial; a judge's votes derive theirs from it.
@@ -89,6 +90,7 @@ class View:
     dialogue: tuple[Message, ...] = ()
     system: str = ""
     known: Mapping[str, str] = field(default_factory=dict)
+    memory: str = ""
     language: str = ""
     policies: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0

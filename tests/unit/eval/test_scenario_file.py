@@ -13,7 +13,7 @@ from chatmill.errors import InvalidArgument, NotFound, PermissionDenied
 from chatmill.located_yaml import parse
 from eval_svc.scenario_file import build_scenario, read_scenario, scenario_from_mapping
 from eval_svc.schema import __main__ as publish
-from eval_svc.schema import scenario_schema
+from eval_svc.schema import scenario_schema, suite_schema
 from eval_svc.suite import Suite, SuiteLibrary, read_suite
 
 FULL = """\
@@ -195,6 +195,68 @@ def test_a_suite_reads_its_scenarios_with_defaults(suite_folder: Path) -> None:
     assert suite.scenarios[0].tags == ("shop",)
     assert suite.scenarios[0].persona.language == "en"
     assert suite.scenarios[0].trials == 2
+
+
+CHECKED = SUITE.replace(
+    "defaults: {trials: 2, tags: [shop], language: en}",
+    """\
+defaults:
+  expect:
+    - {type: number, only: true, value: 30, unit: days, id: days}
+  forbid:
+    - {type: contains_any, value: [rubbish]}""",
+)
+
+
+def test_checks_of_the_suite_are_added_to_every_turn(suite_folder: Path) -> None:
+    plain = read_suite(suite_folder)
+    more = scenario_text("a") + "  - user: and then?\n    forbid: [{type: handoff}]\n  - user: bye\n"
+    (suite_folder / "a.yaml").write_text(more)
+    (suite_folder / "suite.yaml").write_text(CHECKED)
+    suite = read_suite(suite_folder)
+    first, second, third = suite.scenarios[0].turns
+    assert [(c.type, c.forbid) for c in first.checks] == [
+        ("contains_any", False),
+        ("number", False),
+        ("contains_any", True),
+    ]
+    assert [c.type for c in second.checks] == ["number", "handoff", "contains_any"]
+    assert [c.id for c in third.checks] == ["days-2", "turns-2-forbid-0-contains-any"]
+    assert suite.scenarios[1].turns[0].checks[1].error == "wrong_number"
+    assert Suite.from_snapshot(suite.snapshot()).digest == suite.digest
+    (suite_folder / "a.yaml").write_text(scenario_text("a"))
+    assert read_suite(suite_folder).turns_digest == plain.turns_digest
+    before = read_suite(suite_folder).digest
+    (suite_folder / "suite.yaml").write_text(CHECKED.replace("value: 30", "value: 31"))
+    assert read_suite(suite_folder).digest not in (before, plain.digest)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("only: true", "onli: true", r"suite\.yaml:7: defaults\.expect\[0\]\.onli"),
+        ("type: number", "type: numbr", r"suite\.yaml:7: defaults\.expect\[0\]\.type.*did you mean 'number'"),
+        ("value: [rubbish]", "error: rubish", r"suite\.yaml:9: defaults\.forbid\[0\]"),
+        ("- {type: contains_any, value: [rubbish]}", "rubbish", r"suite\.yaml:(8|9): defaults\.forbid.*a list"),
+        ("- {type: contains_any, value: [rubbish]}", "- rubbish", r"suite\.yaml:9: defaults\.forbid\[0\].*a mapping"),
+    ],
+)
+def test_a_wrong_check_of_the_suite_is_told_once_with_its_line(
+    suite_folder: Path, old: str, new: str, told: str
+) -> None:
+    (suite_folder / "suite.yaml").write_text(CHECKED.replace(old, new))
+    with pytest.raises(InvalidArgument, match=told) as refused:
+        read_suite(suite_folder)
+    assert all("suite.yaml" in v.field for v in refused.value.violations)
+    assert len({v.field for v in refused.value.violations}) == len(refused.value.violations)
+
+
+def test_the_published_suite_schema_knows_the_checks_of_every_turn() -> None:
+    schema = suite_schema()
+    jsonschema.validate(yaml.safe_load(CHECKED), schema)
+    for old, new in (("only: true", "onli: true"), ("type: number", "type: numbr")):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(yaml.safe_load(CHECKED.replace(old, new)), schema)
 
 
 def test_a_snapshot_builds_the_same_suite(suite_folder: Path) -> None:

@@ -70,6 +70,14 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"type": "number", "value": 30, "unit": "days", "only": True}, "30 days, then 14 days", "fail"),
     ({"type": "number", "value": 30, "unit": "days", "only": True}, "no number at all", "n/a"),
     ({"type": "number", "value": 12}, "order A12", "fail"),
+    ({"type": "number", "value": 30, "unit": "days", "only": True}, "after 5 working days", "n/a"),
+    ({"type": "number", "value": 30, "unit": "day", "only": True}, "a 30-day period, Friday 9 to 18", "pass"),
+    ({"type": "number", "value": 30, "unit": "天", "only": True}, "我们每天9点到18点在。", "n/a"),
+    ({"type": "number", "value": 5, "unit": ["个工作日", "工作日"], "only": True}, "工作日9点到18点", "n/a"),
+    ({"type": "number", "value": 30, "unit": "天", "only": True}, "第二天送达", "n/a"),
+    ({"type": "number", "value": 50, "unit": "euro", "only": True}, "all 27 European countries", "n/a"),
+    ({"type": "number", "value": 50, "unit": ["euro", "euros", "EUR"], "only": True}, "EUR 50, or euros 49", "fail"),
+    ({"type": "number", "value": 9.9, "unit": "欧元", "only": True}, "9.90欧元1个工作日送达", "pass"),
     ({"type": "fuzzy", "value": "Returns within 30 days", "threshold": 85}, "returns within 30 day", "pass"),
     ({"type": "fuzzy", "value": "Returns within 30 days", "threshold": 85}, "something else", "fail"),
     ({"type": "replay", "value": "You're welcome!"}, "you’re  welcome!", "pass"),
@@ -127,6 +135,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"type": "json_schema", "schema": {"type": 3}}, "not a JSON Schema"),
     ({"type": "json_schema", "schema": {"patternProperties": {"a": {}}}}, "patternProperties"),
     ({"type": "number", "value": 3, "tolerance": -1}, "0 or more"),
+    ({"type": "number", "value": 3, "may_repeat": True}, "only"),
     ({"type": "fuzzy", "value": "a", "threshold": 300}, "0 to 100"),
     ({"type": "length"}, "at least one of"),
     ({"type": "latency"}, "first_token_ms"),
@@ -355,3 +364,26 @@ def test_numbers_are_read_in_digits_and_words(text: str, values: list[float]) ->
 def test_a_period_told_in_words_is_checked_like_one_in_digits(text: str, expected: str) -> None:
     check = {"type": "number", "value": 30, "unit": ["days", "天"], "only": True}
     assert scorer(check).score(view(text)).verdict == expected
+
+
+REPEATED: list[tuple[str, str, str, str]] = [
+    ("It came forty days ago.", "", "After 40 days it is too late, you had 30 days.", "pass"),
+    ("It came forty days ago.", "", "You have 60 days.", "fail"),
+    ("It costs 40 euros.", "", "You have 40 days.", "fail"),
+    ("It broke after a day.", "", "One day is well within 30 days.", "pass"),
+    ("用了一天就坏了", "", "用了一天可以退，期限是30天。", "pass"),
+    ("Hello", "Order K-1: lamp, returned after 12 days.", "You returned it after 12 days.", "pass"),
+    ("Hello", "", "You returned it after 12 days.", "fail"),
+]
+
+
+@pytest.mark.parametrize(("user", "memory", "text", "expected"), REPEATED)
+def test_a_number_that_the_customer_or_the_memory_gave_may_be_repeated(
+    user: str, memory: str, text: str, expected: str
+) -> None:
+    said = (Message("user", user), Message("assistant", "You have 60 days."), Message("user", "Sure?"))
+    entry = {"type": "number", "value": 30, "unit": ["day", "days", "天"], "only": True}
+    seen = view(text, dialogue=said, memory=memory)
+    assert scorer({**entry, "may_repeat": True}).score(seen).verdict == expected
+    strict = scorer(entry).score(view("It is 40 days.", dialogue=said))
+    assert strict.verdict == "fail", "what the customer only claims is not made right by saying it"

@@ -26,7 +26,9 @@ def test_at_least_forty_scenarios_of_every_kind(suite: Suite) -> None:
 
 def test_every_scenario_is_judged(suite: Suite) -> None:
     for scenario in suite.scenarios:
-        assert scenario.outcomes or any(check.gate == "hard" for check in scenario.checks()), scenario.id
+        # the table of figures, which the suite adds to every turn, judges only what is said in figures
+        own = [c for c in scenario.checks() if c.gate == "hard" and not getattr(c.scorer, "may_repeat", False)]
+        assert scenario.outcomes or own, scenario.id
 
 
 def test_handovers_come_in_pairs_of_must_and_must_not(suite: Suite) -> None:
