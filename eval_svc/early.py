@@ -23,7 +23,7 @@ class Outlook:
     """
 
     def __init__(self, gate: Gate, units: Sequence[Unit], *, compared: bool) -> None:
-        self.gate = gate
+        self.gate = gate.asked(compared=compared)
         self.compared = compared
         self._left: dict[str, int] = defaultdict(int)
         self._left_baseline: dict[str, int] = defaultdict(int)

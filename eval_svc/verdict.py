@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from eval_svc.comparison import Comparison
@@ -16,12 +16,18 @@ DEFAULT_MARGIN = 0.05
 """Against a baseline a candidate may be this much worse at most, and that with 95% confidence."""
 
 
+DEFAULT_PASS_RATE = 0.8
+"""Asked of a candidate where there is no baseline and nothing else is said of its quality: a gate that asks for
+nothing would pass a model that knows nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """What is asked for. None: not asked for.
 
     Attributes:
-        min_pass_rate: of the candidate, 0 to 1.
+        min_pass_rate: of the candidate, 0 to 1; `DEFAULT_PASS_RATE` if there is no baseline and neither it nor
+            `min_difference` nor `min_pass_hat_k` is given.
         min_difference: the lower end of the interval of candidate minus baseline must be above it; -0.05 if there is a
             baseline and nothing else is said.
         min_pass_hat_k: of the candidate, k being the number of trials.
@@ -34,6 +40,13 @@ class Gate:
     min_pass_hat_k: float | None = None
     max_p95_ms: float | None = None
     max_critical: int | None = None
+
+    def asked(self, *, compared: bool) -> Gate:
+        """The gate that holds, with a pass rate where no quality is asked for; `compared`: there is a baseline."""
+        said = (self.min_pass_rate, self.min_difference, self.min_pass_hat_k)
+        if compared or any(bound is not None for bound in said):
+            return self
+        return replace(self, min_pass_rate=DEFAULT_PASS_RATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +114,11 @@ def _conditions(
     gate: Gate, candidate: ArmSummary, baseline: ArmSummary | None, comparison: Comparison | None
 ) -> list[Condition]:
     found = [_critical(gate, candidate, baseline)]
-    if gate.min_pass_rate is not None:
+    least = gate.asked(compared=baseline is not None).min_pass_rate
+    if least is not None:
         rate = candidate.pass_rate
-        found.append(
-            Condition(f"pass rate >= {gate.min_pass_rate:.0%}", f"{rate:.1%}", rate >= gate.min_pass_rate - 1e-9)
-        )
+        why = "" if gate.min_pass_rate is not None else " (asked where nothing else is)"
+        found.append(Condition(f"pass rate >= {least:.0%}{why}", f"{rate:.1%}", rate >= least - 1e-9))
     if comparison is not None:
         margin = -DEFAULT_MARGIN if gate.min_difference is None else gate.min_difference
         low, high = comparison.interval

@@ -121,7 +121,12 @@ def _run(parser: argparse.ArgumentParser) -> None:
     play.add_argument("--judge-gates", action="store_true", help="let hard criteria decide; calibrate the judge first")
     play.add_argument("--customer", metavar="MODEL", help="who plays simulated customers; they never decide")
     gate = parser.add_argument_group("the gate")
-    gate.add_argument("--min-pass-rate", type=float, metavar="X", help="0 to 1")
+    gate.add_argument(
+        "--min-pass-rate",
+        type=float,
+        metavar="X",
+        help="0 to 1 (default 0.8 without --baseline, --min-difference and --min-pass-hat-k)",
+    )
     gate.add_argument("--min-difference", type=float, metavar="X", help="to the baseline, -1 to 1 (default -0.05)")
     gate.add_argument("--min-pass-hat-k", type=float, metavar="X", help="pass^k with k trials, 0 to 1")
     gate.add_argument("--max-p95-ms", type=float, metavar="MS", help="of a whole reply")

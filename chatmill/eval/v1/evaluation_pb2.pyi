@@ -555,7 +555,7 @@ Global___OpenAiEndpoint: _TypeAlias = OpenAiEndpoint  # noqa: Y015
 
 @_typing.final
 class Gate(_message.Message):
-    """When the gate passes. What is not set is not asked for."""
+    """When the gate passes. What is not set is not asked for, but for a pass rate where nothing else is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -565,7 +565,9 @@ class Gate(_message.Message):
     MAX_P95_LATENCY_FIELD_NUMBER: _builtins.int
     MAX_CRITICAL_FIELD_NUMBER: _builtins.int
     min_pass_rate: _builtins.float
-    """Smallest pass rate of the candidate, 0 to 1."""
+    """Smallest pass rate of the candidate, 0 to 1. Without a baseline, and with neither this nor min_difference nor
+    min_pass_hat_k set, it is 0.8.
+    """
     min_difference: _builtins.float
     """Smallest difference to the baseline in pass rate, -1 to 1: the lower end of its interval must be above it."""
     min_pass_hat_k: _builtins.float

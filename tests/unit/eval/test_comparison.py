@@ -12,7 +12,7 @@ from eval_svc.glitches.base import DETECTORS
 from eval_svc.result import Trial, TrialScore
 from eval_svc.summary import ArmSummary, summarise
 from eval_svc.transcript import Exchange, Reply, Transcript, Unit
-from eval_svc.verdict import Gate, judge_run
+from eval_svc.verdict import DEFAULT_PASS_RATE, Gate, judge_run
 
 from .fakes import ScriptedAgent, evaluations, failed, finish, handover, said, scenario, spec, suite
 
@@ -84,6 +84,22 @@ def test_the_gate_needs_every_condition() -> None:
     assert judge_run(Gate(max_p95_ms=50), good, None, None).state == "failed"
     assert judge_run(Gate(min_difference=0.1), good, None, None).state == "failed", "there is nothing to compare with"
     assert judge_run(gate, good, None, None, incomplete="cancelled").exit_code == 2
+
+
+def test_a_gate_that_asks_for_nothing_asks_for_a_pass_rate() -> None:
+    rng = random.Random(6)
+    good, fair, useless = arm([1.0] * 48 + [0.0] * 12, rng), arm([1.0] * 47 + [0.0] * 13, rng), arm([0.0] * 60, rng)
+    for gate in (Gate(), Gate(max_critical=3), Gate(max_p95_ms=10_000)):
+        assert judge_run(gate, good, None, None).state == "passed"
+        for side in (fair, useless):
+            told = judge_run(gate, side, None, None)
+            assert told.state == "failed"
+            failed = [c.condition for c in told.conditions if not c.passed]
+            assert failed == [f"pass rate >= {DEFAULT_PASS_RATE:.0%} (asked where nothing else is)"]
+    for gate in (Gate(min_pass_rate=0.0), Gate(min_pass_hat_k=0.0)):
+        assert judge_run(gate, useless, None, None).state == "passed", "who asks for less gets it"
+    beside = judge_run(Gate(), useless, useless, compare(useless, useless))
+    assert not [c for c in beside.conditions if c.condition.startswith("pass rate")], "the baseline is the measure"
 
 
 POLICY = [

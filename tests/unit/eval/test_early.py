@@ -74,6 +74,12 @@ async def test_a_hopeless_run_ends_early_says_so_and_can_be_taken_up(tmp_path: P
     assert (await core.start(wanted, "r")).record.id == done.record.id
 
 
+async def test_a_gate_that_asks_for_nothing_is_hopeless_below_its_pass_rate() -> None:
+    agent = ScriptedAgent(lambda _: "no idea", "a")
+    done = await finish(evaluations(many(100), {"a": agent}), spec(stop_early=True, concurrency=1))
+    assert (done.board.gate.state, len(agent.requests)) == ("failed", 21)
+
+
 async def test_a_promising_run_is_played_to_its_end() -> None:
     agent = ScriptedAgent(lambda _: "hello", "a")
     done = await finish(evaluations(many(20), {"a": agent}), spec(gate=Gate(min_pass_rate=0.85), stop_early=True))

@@ -135,7 +135,8 @@ async def test_a_timeout_is_the_agents_error() -> None:
     board = (await finish(evaluations(many(6), {"a": agent}), spec())).board
     assert (board.candidate.infra, board.candidate.pass_rate) == (0, 0.0)
     assert board.candidate.errors == {"timeout": 6}
-    assert board.gate.state == "passed", "no bound was asked for, and nothing critical happened"
+    assert board.gate.state == "failed"
+    assert [c.condition for c in board.gate.conditions if not c.passed] == ["pass rate >= 80% (asked where nothing else is)"]
 
 
 async def test_an_agent_that_never_comes_back_is_cut_off() -> None:
