@@ -47,7 +47,8 @@ class Tools:
     Attributes:
         agents: makes targets.
         scores: where scores are written back; None: nowhere.
-        embedder: for semantic checks; None: they stay unscored.
+        embedder: for semantic checks; None: they stay unscored. One whose `loaded` is False will take seconds at its
+            first call, which is told.
         concurrency: dialogues at a time where the spec does not say.
         max_runs: evaluations at a time; more wait.
         play: retries and pauses.
@@ -140,6 +141,9 @@ class Execution:
             text = f"{left_out} simulated scenarios are not played: no model plays the customer"
             await self.emit(self.evaluation, "warning", {"text": text})
         scoring = self.tools.scoring(spec, record, self.store)
+        if not getattr(scoring.services.embedder, "loaded", True) and _needs_embedder(plan.suite):
+            text = "loading the sentence model for the first semantic check takes a few seconds"
+            await self.emit(self.evaluation, "warning", {"text": text})
         runner = Runner(plan, targets, scoring, self, self, self._stop, customer, _hopeless(spec, plan))
         outcome = await runner.run()
         lost = sum(1 for t in outcome.trials if t.score.infra is not None)
@@ -259,6 +263,10 @@ class Execution:
             await self.tools.scores.record(candidate.model, score)
         except ChatmillError as error:
             await self.emit(self.evaluation, "warning", {"text": f"the score was not written back: {error.message}"})
+
+
+def _needs_embedder(suite: Suite) -> bool:
+    return any(check.scorer.stage == "semantic" for scenario in suite.scenarios for check in scenario.checks())
 
 
 def _hopeless(spec: Spec, plan: Plan) -> Callable[[Trial], str] | None:

@@ -24,6 +24,11 @@ class LocalEmbedder:
         self._model: Any = None
         self._lock = threading.Lock()
 
+    @property
+    def loaded(self) -> bool:
+        """False until the first call has loaded the model."""
+        return self._model is not None
+
     def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
         """One unit vector of 384 numbers per text, in order."""
         with self._lock:

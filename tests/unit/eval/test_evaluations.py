@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from eval_svc.evaluations import Evaluations
 from eval_svc.spec import TargetSpec
 from eval_svc.store import Store
 from eval_svc.verdict import Gate
@@ -110,6 +112,34 @@ async def test_events_count_up_without_gaps_and_replay() -> None:
     assert (last.payload["done"], last.payload["total"], last.payload["passed"]) == (3, 3, 3)
 
 
+class SlowToLoad:
+    """An embedder that says whether its model is there."""
+
+    def __init__(self) -> None:
+        self.loaded = False
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
+        self.loaded = True
+        return [[1.0] for _ in texts]
+
+
+async def test_that_the_sentence_model_is_loading_is_told_before_the_first_dialogue_and_once() -> None:
+    semantic = [{"user": "hi", "expect": [{"type": "semantic", "value": "hello"}]}]
+    held = suite(scenario("s"), {**scenario("m"), "turns": semantic})
+    core = evaluations(held, {"a": GOOD}, embedder=SlowToLoad())
+
+    async def notes(core: Evaluations) -> list[str]:
+        events = [e async for e in core.watch((await core.start(spec())).record.id)]
+        first = next(i for i, e in enumerate(events) if e.kind == "trial")
+        assert not [e for e in events[first:] if e.kind == "warning"]
+        return [e.payload["text"] for e in events if e.kind == "warning"]
+
+    (told,) = await notes(core)
+    assert "loading" in told
+    assert not await notes(core), "it is there now"
+    assert not await notes(evaluations(many(1), {"a": GOOD}, embedder=SlowToLoad())), "nothing needs it"
+
+
 async def test_infrastructure_is_not_the_agents_error() -> None:
     def answer(request: Any) -> Any:
         return failed("unreachable") if request.messages[-1].content == "hi 0" else "hello"
@@ -136,7 +166,9 @@ async def test_a_timeout_is_the_agents_error() -> None:
     assert (board.candidate.infra, board.candidate.pass_rate) == (0, 0.0)
     assert board.candidate.errors == {"timeout": 6}
     assert board.gate.state == "failed"
-    assert [c.condition for c in board.gate.conditions if not c.passed] == ["pass rate >= 80% (asked where nothing else is)"]
+    assert [c.condition for c in board.gate.conditions if not c.passed] == [
+        "pass rate >= 80% (asked where nothing else is)"
+    ]
 
 
 async def test_an_agent_that_never_comes_back_is_cut_off() -> None:

@@ -297,7 +297,9 @@ def test_the_packaged_model_and_its_guards(value: str, reply: str, expected: str
 def packaged() -> Embedder:
     found = local_embedder()
     assert found is not None, "pip install -e '.[semantic]'"
+    assert getattr(found, "loaded", None) is False
     (vector,) = found(["hello"])
+    assert getattr(found, "loaded", None) is True
     assert len(vector) == 384
     assert abs(sum(x * x for x in vector) - 1) < 1e-3
     return found
