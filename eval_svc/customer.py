@@ -1,14 +1,20 @@
 """A customer played by a model. It informs and never decides: played customers are too kind and too patient (arXiv
-2603.11245)."""
+2603.11245).
+
+What it says is paid for like what the agent and the judge say, and kept like it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 from eval_svc import seeds
+from eval_svc.judging import Answers
 from eval_svc.scenario import Scenario
-from eval_svc.target import Target, TurnRequest
-from eval_svc.transcript import Exchange, Failure, Message
+from eval_svc.target import Target, TargetInfo, TurnRequest
+from eval_svc.transcript import Exchange, Failure, Message, Reply
 
 END = "[END]"
 """What the played customer says when the goal is reached, or hopeless."""
@@ -69,3 +75,41 @@ class PlayedCustomer:
             return Failure("evaluator", reply.failure.status, f"the played customer: {reply.failure.detail}")
         words = reply.text.split(END)[0].strip()
         return words or None
+
+
+def kept_under(identity: str, request: TurnRequest) -> str:
+    """The key of an answer: who plays, the part, the seed and all that was said. Both sides of a comparison share it as
+    long as they answered alike."""
+    said = [(m.role, m.content) for m in request.messages]
+    content = json.dumps(["customer", identity, request.system, request.seed, said])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCustomer:
+    """The model that plays customers; each answer is kept before the agent hears it, and is not asked for again.
+
+    Attributes:
+        target: the model.
+        identity: who plays: another model's answers are not this one's.
+        answers: what it has said already.
+    """
+
+    target: Target
+    identity: str
+    answers: Answers
+
+    async def describe(self) -> TargetInfo:
+        """See `Target`."""
+        return await self.target.describe()
+
+    async def reply(self, request: TurnRequest) -> Reply:
+        """See `Target`; an answer that was kept has no times."""
+        key = kept_under(self.identity, request)
+        known = self.answers.find(key)
+        if known is not None:
+            return Reply(known)
+        reply = await self.target.reply(request)
+        if reply.failure is None:
+            self.answers.keep(key, reply.text)
+        return reply

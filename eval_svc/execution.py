@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from chatmill.errors import ChatmillError
 from eval_svc.board import Board, make_board
+from eval_svc.customer import KeptCustomer
 from eval_svc.dialogue import Play
 from eval_svc.early import Outlook
 from eval_svc.glitches import Budgets
@@ -87,7 +88,7 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Judgements:
-    """The judge's answers in an evaluation."""
+    """The answers of the judge, and of the played customer, in an evaluation."""
 
     store: Store
     evaluation: str
@@ -136,7 +137,7 @@ class Execution:
         plan = self._plan(record, spec, Suite.from_snapshot(record.suite))
         targets = {arm: self.tools.agents.target(pinned(spec, record, arm)) for arm in plan.arms}
         self._answered = await asyncio.to_thread(self.store.turns, self.evaluation)
-        customer = self.tools.agents.target(spec.customer) if spec.customer is not None else None
+        customer = self._customer(spec)
         if customer is None and (left_out := sum(1 for s in plan.suite.scenarios if s.simulated)):
             text = f"{left_out} simulated scenarios are not played: no model plays the customer"
             await self.emit(self.evaluation, "warning", {"text": text})
@@ -169,6 +170,13 @@ class Execution:
             await self._write_back(self._record(), board)
         await self.emit(self.evaluation, "state", {"state": "cancelled" if cancelled else "succeeded"})
         await self.emit(self.evaluation, "finished", {})
+
+    def _customer(self, spec: Spec) -> Target | None:
+        if spec.customer is None:
+            return None
+        identity = f"{spec.customer.base_url} {spec.customer.model}"
+        answers = Judgements(self.store, self.evaluation)
+        return KeptCustomer(self.tools.agents.target(spec.customer), identity, answers)
 
     async def _time_replies(self, plan: Plan, targets: Mapping[Arm, Target], spec: Spec) -> None:
         count = self.tools.latency_turns if spec.latency_turns is None else spec.latency_turns

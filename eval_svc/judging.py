@@ -20,7 +20,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Answers(Protocol):
-    """Where the judge's answers are kept."""
+    """Where the answers of a judge, or of a played customer, are kept."""
 
     def find(self, key: str) -> str | None:
         """The answer under this key, or None."""

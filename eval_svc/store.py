@@ -262,14 +262,14 @@ class Store:
             db.execute(ends.values(kind="state", payload={"state": "queued"}))
 
     def judgement(self, evaluation: str, key: str) -> str | None:
-        """What the judge answered under this key, or None."""
+        """What the judge, or the played customer, answered under this key; or None."""
         where = JUDGEMENTS.c.evaluation == evaluation, JUDGEMENTS.c.key == key
         with self.engine.connect() as db:
             found: str | None = db.execute(sa.select(JUDGEMENTS.c.answer).where(*where)).scalar()
         return found
 
     def put_judgement(self, evaluation: str, key: str, answer: str) -> None:
-        """Keep what the judge answered."""
+        """Keep what the judge, or the played customer, answered."""
         self._upsert(JUDGEMENTS, {"evaluation": evaluation, "key": key, "answer": answer})
 
     def put_time(self, evaluation: str, timed: Timed) -> None:

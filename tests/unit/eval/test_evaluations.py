@@ -367,6 +367,24 @@ async def test_a_played_customer_informs_and_does_not_decide() -> None:
     assert len(alone.requests) == 1, "nobody plays the customer"
 
 
+async def test_what_the_played_customer_said_is_kept_before_the_agent_hears_it() -> None:
+    held = suite(scenario("s"), {"schema": 1, "id": "sim", "kind": "simulated", "goal": "Learn it.", "max_turns": 4})
+    customer = ScriptedAgent(in_turn(["Hello?", "How long?", "[END]"]), "c")
+    gone = True
+
+    def answer(request: Any) -> Any:
+        return failed("unreachable") if gone and request.messages[-1].content == "How long?" else "hello"
+
+    core = evaluations(held, {"a": ScriptedAgent(answer, "a"), "c": customer})
+    done = await finish(core, spec(customer=TargetSpec("models/c")))
+    assert len(customer.requests) == 2
+    gone = False
+    await core.take_up(done.record.id)
+    async for _ in core.watch(done.record.id):
+        pass
+    assert [len(r.messages) for r in customer.requests] == [1, 3, 5], "the question that stood is not asked for again"
+
+
 async def test_a_judge_that_is_judged_is_refused() -> None:
     from eval_svc.spec import JudgeSpec
 
