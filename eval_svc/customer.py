@@ -68,6 +68,7 @@ class PlayedCustomer:
             max_output_tokens=MAX_WORDS_TOKENS,
             temperature=0.7,
             timeout_s=self.timeout_s,
+            agent=False,
         )
         reply = await self.target.reply(request)
         if reply.failure is not None:

@@ -83,6 +83,7 @@ class TargetJudge:
             max_output_tokens=MAX_JUDGE_TOKENS,
             temperature=0.0,
             timeout_s=self.timeout_s,
+            agent=False,
         )
         pause = self.backoff_s
         for attempt in range(self.retries + 1):

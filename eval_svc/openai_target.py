@@ -105,7 +105,7 @@ class OpenAiTarget:
     async def _read(self, request: TurnRequest, reading: _Reading) -> Failure | None:
         messages: list[Any] = [{"role": "system", "content": request.prompt}] if request.prompt else []
         messages += [{"role": _role(m.role), "content": m.content} for m in request.messages]
-        tools: Any = [HANDOVER]
+        tools: Any = [HANDOVER] if request.agent else openai.omit
         stream = await self.client.chat.completions.create(
             model=self.spec.model,
             messages=messages,

@@ -28,6 +28,7 @@ class TurnRequest:
         max_output_tokens: bound of the reply.
         temperature: 0 is greedy.
         timeout_s: after so many seconds without a complete reply the turn counts as timed out.
+        agent: who answers is the agent, and may hand over to a person; a judge or a played customer has nobody to.
     """
 
     conversation: str
@@ -38,6 +39,7 @@ class TurnRequest:
     max_output_tokens: int
     temperature: float
     timeout_s: float
+    agent: bool = True
 
     @property
     def prompt(self) -> str:
