@@ -98,7 +98,7 @@ def record(outcome: TrainingOutcome, seed: int, stage: dict[str, Any], digest: s
 
 
 def entry(stages: Sequence[dict[str, Any]], finished: datetime) -> dict[str, Any]:
-    """The registry entry: what the last stage tells, and the earlier ones under `earlier_stages`."""
+    """The registry entry, which tells of the last stage."""
     return {
         "kind": "base",
         "license": "Apache-2.0",
@@ -106,12 +106,11 @@ def entry(stages: Sequence[dict[str, Any]], finished: datetime) -> dict[str, Any
         "created": finished,
         "created_by": "samples.base.build",
         **stages[-1],
-        "earlier_stages": list(stages[:-1]),
     }
 
 
-def install(trained: Path, record: dict[str, Any], target: Path) -> None:
-    """Copy the model from `trained` to `target` and write its entry.
+def install(trained: Path, stages: Sequence[dict[str, Any]], finished: datetime, target: Path) -> None:
+    """Copy the model from `trained` to `target`, write its entry, and what all stages were into `stages.yaml`.
 
     Raises:
         ValueError: the model is larger than the package may be.
@@ -123,8 +122,9 @@ def install(trained: Path, record: dict[str, Any], target: Path) -> None:
     for name in FILES:
         shutil.copyfile(trained / name, target / name)
         (target / name).chmod(0o644)
-    text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120)
-    (target / "entry.yaml").write_text(f"# Written by samples.base.build.\n{text}", encoding="utf-8")
+    for name, content in (("entry.yaml", entry(stages, finished)), ("stages.yaml", list(stages))):
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
+        (target / name).write_text(f"# Written by samples.base.build.\n{text}", encoding="utf-8")
 
 
 def _show(progress: Progress) -> None:
@@ -148,11 +148,7 @@ def main() -> None:
         trained, stages = Path(), list(enumerate(recipe["stages"]))
         if options.after:
             trained, stages = options.after.resolve(), stages[-1:]
-            known = yaml.safe_load((trained / "entry.yaml").read_text(encoding="utf-8"))
-            records = [
-                *known.get("earlier_stages", ()),
-                {key: known[key] for key in ("data", "training", "environment")},
-            ]
+            records = yaml.safe_load((trained / "stages.yaml").read_text(encoding="utf-8"))
         for number, stage in stages:
             made = corpus(stage["corpus"], options.conversations)
             going_on = {"weights": str(trained)} if number else {}
@@ -168,7 +164,7 @@ def main() -> None:
                 _show,
             )
             records.append(record(outcome, recipe["seed"], stage, corpus_digest(made)))
-        install(trained, entry(records, datetime.now(UTC).replace(microsecond=0)), options.output)
+        install(trained, records, datetime.now(UTC).replace(microsecond=0), options.output)
 
 
 if __name__ == "__main__":
