@@ -155,8 +155,8 @@ def _play(scene: Scene, act: str, rng: random.Random) -> None:
     speech, slots = scene.voice.speech, scene.slots
     topic = scene.voice.topics.get(act)
     if topic is not None:
-        # The matter is named before the answer, as chatmill-tiny names it where it knows nothing of it: a small model
-        # tells better what a question is about when it may say so than when its first word must be the answer.
+        # The matter is named before the answer, in the words in which chatmill-tiny says that it knows nothing of it,
+        # so that tuning can build on that instead of having to know the answer at the first word.
         named = expand(scene.voice.words["about"], rng, {"topic": topic["extends"]})
         said, reply = speech.ask(topic, rng, slots), named + expand(rng.choice(topic["reply"]), rng, slots)
         if scene.messages and rng.random() < 0.15:

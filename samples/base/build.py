@@ -134,37 +134,53 @@ def _show(progress: Progress) -> None:
     sys.stderr.write(f"{done}{loss}{left} {progress.note}\n")
 
 
+def build(stages: Sequence[dict[str, Any]], seed: int, output: Path, after: Path | None, count: int | None) -> None:
+    """Train stage after stage and install what the last gave.
+
+    Args:
+        stages: those of the recipe, from the first on.
+        seed: of the trainings.
+        output: where the model goes.
+        after: a model of the first of these stages, with its `stages.yaml`; None begins at random.
+        count: size of every corpus instead of the recipe's.
+
+    Raises:
+        ValueError: nothing is left to do after `after`.
+    """
+    path = after.resolve() if after else None
+    records = yaml.safe_load((path / "stages.yaml").read_text(encoding="utf-8")) if path else []
+    left = stages[len(records) :]
+    if not left:
+        raise ValueError(f"{path} has all {len(stages)} stages already")
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
+        for number, stage in enumerate(left):
+            made = corpus(stage["corpus"], count)
+            going_on = {"weights": str(path)} if path else {}
+            path = Path(work).resolve() / str(number)
+            task = TrainingTask(
+                method="scratch",
+                parameters={**stage["parameters"], **going_on},
+                output=path,
+                conversations=made,
+                seed=seed,
+            )
+            records.append(record(train(task, _show), seed, stage, corpus_digest(made)))
+        assert path is not None, "there was a stage"
+        install(path, records, datetime.now(UTC).replace(microsecond=0), output)
+
+
 def main() -> None:
     """Build the model, stage by stage, and put it in its place."""
     parser = argparse.ArgumentParser(prog="samples.base.build", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=SHIPPED / "recipe.yaml", help="what to build")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the model")
     parser.add_argument("--conversations", type=int, help="size of every corpus instead of the recipe's, to try it out")
-    parser.add_argument("--after", type=Path, help="folder of what all stages but the last gave: make only the last")
+    parser.add_argument("--stages", type=int, help="make only so many of the first stages")
+    parser.add_argument("--after", type=Path, help="go on from this model of the first stages, made with --stages")
     options = parser.parse_args()
     recipe: dict[str, Any] = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
-    records: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=f".{options.output.name}.") as work:
-        trained, stages = Path(), list(enumerate(recipe["stages"]))
-        if options.after:
-            trained, stages = options.after.resolve(), stages[-1:]
-            records = yaml.safe_load((trained / "stages.yaml").read_text(encoding="utf-8"))
-        for number, stage in stages:
-            made = corpus(stage["corpus"], options.conversations)
-            going_on = {"weights": str(trained)} if number else {}
-            trained = Path(work) / str(number)
-            outcome = train(
-                TrainingTask(
-                    method="scratch",
-                    parameters={**stage["parameters"], **going_on},
-                    output=trained,
-                    conversations=made,
-                    seed=recipe["seed"],
-                ),
-                _show,
-            )
-            records.append(record(outcome, recipe["seed"], stage, corpus_digest(made)))
-        install(trained, records, datetime.now(UTC).replace(microsecond=0), options.output)
+    stages = recipe["stages"][: options.stages]
+    build(stages, recipe["seed"], options.output, options.after, options.conversations)
 
 
 if __name__ == "__main__":

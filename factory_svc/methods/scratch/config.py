@@ -31,7 +31,7 @@ class ScratchParameters(GradientParameters):
     )
     weights: str = parameter(
         "",
-        "Folder of a Llama to go on from, under factory.roots, with its tokenizer; its own sizes hold. Empty starts "
+        "Folder of a model to go on from, under factory.roots, with its tokenizer; its own sizes hold. Empty starts "
         "at random.",
         folder=True,
     )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
-from chatmill.errors import InvalidArgument
 from factory_svc.methods.base import METHODS, Loop, Trainable, seed_everything
 from factory_svc.methods.parameters import Parameters
 from factory_svc.methods.scratch.config import ScratchParameters
@@ -41,12 +39,11 @@ class Scratch:
         """A freshly initialised model and its tokenizer, or those that `weights` names."""
         from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+        from factory_svc.loading import load_model
         from factory_svc.methods.scratch.tokenizer import load_tokenizer, train_tokenizer
 
         if parameters.weights:
-            known = LlamaForCausalLM.from_pretrained(
-                check_weights_folder(parameters.weights), dtype="float32", local_files_only=True, use_safetensors=True
-            )
+            known = load_model(parameters.weights).float()  # all weights are trained, which bf16 is too coarse for
             return Trainable(known, load_tokenizer(parameters.weights), ["Goes on from given weights."])
         if parameters.tokenizer:
             tokenizer = load_tokenizer(parameters.tokenizer)
@@ -82,22 +79,6 @@ class Scratch:
 
         built.model.to(getattr(torch, parameters.save_dtype)).save_pretrained(folder)
         built.tokenizer.save_pretrained(folder)
-
-
-def check_weights_folder(folder: str) -> str:
-    """`folder`, if it holds a Llama in safetensors.
-
-    Raises:
-        InvalidArgument: it does not.
-    """
-    path = Path(folder)
-    try:
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError):
-        raise InvalidArgument.field("parameters.weights", f"{folder} holds no config.json of a model") from None
-    if kind != "llama" or not any(path.glob("*.safetensors")):
-        raise InvalidArgument.field("parameters.weights", f"{folder} holds no Llama in safetensors, but {kind}")
-    return folder
 
 
 METHODS.register(Scratch.name)(Scratch())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chatmill.errors import InvalidArgument, NotFound
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound
 from factory_svc.methods import METHODS
 from factory_svc.methods.parameters import describe
 from factory_svc.model_files import parameter_count, read_contract
@@ -201,7 +201,7 @@ def test_scratch_goes_on_from_given_weights(tmp_path: Path) -> None:
     assert again.first_loss is not None
     assert again.first_loss < 0.9 * first.first_loss
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (first.output / "tokenizer.json").read_bytes()
-    with pytest.raises(InvalidArgument, match=r"holds no config\.json"):
+    with pytest.raises(FailedPrecondition, match=r"holds no config\.json"):
         scratch(tmp_path / "third", weights=str(tmp_path))
 
 
