@@ -1,4 +1,7 @@
-"""The phrase banks of the base corpus, each joined with the further ways of saying the same (`phrases/ways_*.yaml`).
+"""The phrase banks of the base corpus, each joined with more ways of saying the same (`phrases/ways_*.yaml`).
+
+Where `further` is asked for, `phrases/further_*.yaml` are joined too. They are apart because the first stage of
+training, which takes a GPU, was made without them, and its corpus must come out as it was.
 
 It knows the files and nothing of what is made of them.
 """
@@ -17,6 +20,12 @@ _WAYS = {
     "acts_en": ("ways_en_acts",),
     "acts_zh": ("ways_zh_acts",),
 }
+_FURTHER = {
+    "topics_en_shop": ("further_en_topics",),
+    "topics_zh": ("further_zh_topics",),
+    "acts_en": ("further_en_talk", "further_en_small", "further_en_care"),
+    "acts_zh": ("further_zh_acts",),
+}
 
 
 def world() -> Mapping[str, Any]:
@@ -25,28 +34,32 @@ def world() -> Mapping[str, Any]:
 
 
 @cache
-def topics(name: str) -> list[dict[str, Any]]:
+def topics(name: str, further: bool = False) -> list[dict[str, Any]]:
     """The topics of `topics_en_shop`, `topics_en_other` or `topics_zh`: name, ways to ask, facts and replies."""
     loaded: Any = bank(PHRASES / f"{name}.yaml")
-    more = _ways(name)
+    more = _ways(name, further)
     return [{**topic, "ask": [*topic["ask"], *more.get(topic["name"], ())]} for topic in loaded]
 
 
 @cache
-def acts(language: str) -> dict[str, Any]:
+def acts(language: str, further: bool = False) -> dict[str, Any]:
     """The acts of `en` or `zh`, with frames, openings and the rest of that language's speech."""
-    return _joined(bank(PHRASES / f"acts_{language}.yaml"), _ways(f"acts_{language}"))
+    return _joined(bank(PHRASES / f"acts_{language}.yaml"), _ways(f"acts_{language}", further))
 
 
 @cache
-def memory(language: str) -> dict[str, Any]:
+def memory(language: str, further: bool = False) -> dict[str, Any]:
     """What is known of a customer in `en` or `zh`, what customers ask about it, and the answers."""
-    return _joined(bank(PHRASES / "memory.yaml")[language], _ways(f"acts_{language}"))
+    return _joined(bank(PHRASES / "memory.yaml")[language], _ways(f"acts_{language}", further))
 
 
 @cache
-def _ways(name: str) -> dict[str, list[str]]:
-    return {key: ways for file in _WAYS.get(name, ()) for key, ways in bank(PHRASES / f"{file}.yaml").items()}
+def _ways(name: str, further: bool) -> dict[str, list[str]]:
+    joined: dict[str, list[str]] = {}
+    for file in (*_WAYS.get(name, ()), *(_FURTHER.get(name, ()) if further else ())):
+        for key, ways in bank(PHRASES / f"{file}.yaml").items():
+            joined[key] = [*joined.get(key, ()), *ways]
+    return joined
 
 
 def _joined(own: Mapping[str, Any], more: Mapping[str, list[str]]) -> dict[str, Any]:

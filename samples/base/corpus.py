@@ -22,6 +22,8 @@ CHAT = ("greet", "thanks", "bye", "mood", "who", "robot", "skills", "insult", "u
 REFUSALS = ("offtopic", "extract", "privacy", "bargain", "commit", "rival", "promise")
 CHINESE_SHARE = 0.27
 """Share of conversations in Chinese."""
+_TALK = 0.72
+"""Where, on the scale by which an exchange is drawn, handovers, small talk and refusals begin."""
 BLOCK = 1000
 """Conversations that share a source of chance."""
 
@@ -79,6 +81,28 @@ _SYSTEM = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What a corpus is mixed of.
+
+    Attributes:
+        copies: share of conversations that are nothing but copying (`samples.base.copying`).
+        unheard: share of the others in which customer, assistant, company and goods have names that no list holds, and
+            in which more is known about the customer: what can only be copied.
+        talk: share of exchanges that are small talk, a refusal or a handover before chance decides as usual.
+        further: whether customers also speak in the ways of `phrases/further_*.yaml`.
+    """
+
+    copies: float = 0.0
+    unheard: float = 0.0
+    talk: float = 0.0
+    further: bool = False
+
+
+PLAIN = Mixture()
+"""None of it."""
+
+
 @dataclass(slots=True)
 class _Scene:
     """A business, its customer and what has been said so far."""
@@ -87,6 +111,7 @@ class _Scene:
     kind: str
     slots: dict[str, Any]
     topics: list[dict[str, Any]]
+    mixture: Mixture
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: bool = False
     last: bool = False
@@ -97,24 +122,6 @@ class _Scene:
 
     def add(self, user: str, agent: str) -> None:
         self.messages += [{"role": "user", "content": user}, {"role": "assistant", "content": agent}]
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """What a corpus is mixed of.
-
-    Attributes:
-        copies: share of conversations that are nothing but copying (`samples.base.copying`).
-        unheard: share of the others in which customer, assistant, company and goods have names that no list holds, and
-            in which more is known about the customer: what can only be copied.
-    """
-
-    copies: float = 0.0
-    unheard: float = 0.0
-
-
-PLAIN = Mixture()
-"""Neither of the two."""
 
 
 def conversations(count: int, seed: int, mixture: Mixture = PLAIN) -> Iterator[list[Message]]:
@@ -147,10 +154,10 @@ def conversation(rng: random.Random, mixture: Mixture = PLAIN) -> list[Message]:
     if mixture.copies and rng.random() < mixture.copies:
         language = "zh" if rng.random() < CHINESE_SHARE else "en"
         return copying(language, _items(language), rng)
-    scene = _scene(rng)
+    scene = _scene(rng, mixture)
     if mixture.unheard and rng.random() < mixture.unheard:
         _rename(scene, rng)
-    speech = Speech(banks.acts(scene.language), scene.language)
+    speech = Speech(banks.acts(scene.language, mixture.further), scene.language)
     scene.messages.append({"role": "system", "content": _system(scene, rng)})
     for _ in range(rng.choices((1, 2, 3, 4, 5, 6), (6, 14, 22, 24, 19, 15))[0]):
         if not _exchange(scene, speech, rng):
@@ -172,21 +179,23 @@ def _date(rng: random.Random, language: str) -> str:
     return f"{day} {banks.world()['months'][month]}"
 
 
-def _scene(rng: random.Random) -> _Scene:
+def _scene(rng: random.Random, mixture: Mixture) -> _Scene:
     world = banks.world()
     language = "zh" if rng.random() < CHINESE_SHARE else "en"
     chinese = language == "zh"
     kinds: Mapping[str, list[str]] = world["kinds_zh" if chinese else "kinds"]
     kind = "shop" if rng.random() < 0.7 else rng.choice(list(kinds))
     if chinese:
-        topics = [t for t in banks.topics("topics_zh") if kind in t["kinds"]]
+        topics = [t for t in banks.topics("topics_zh", mixture.further) if kind in t["kinds"]]
         company = rng.choice(world["company_zh_a"]) if rng.random() < 0.6 else company_name(rng, world)
         bot = rng.choice(world["bots_zh"] if rng.random() < 0.6 else world["bots_en"])
         words: Mapping[str, Any] = banks.acts("zh")
         item = rng.choice(words["items"])
     else:
         topics = [
-            t for t in banks.topics("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")
+            t
+            for t in banks.topics("topics_en_shop", mixture.further)
+            if kind == "shop" or t["name"] in ("opening hours", "passwords")
         ]
         topics = topics + [t for t in banks.topics("topics_en_other") if kind in t["kinds"]]
         company, bot, words = company_name(rng, world), rng.choice(world["bots_en"]), world
@@ -202,7 +211,7 @@ def _scene(rng: random.Random) -> _Scene:
     }  # fmt: skip
     slots["plain"] = str(slots["kind"]).split(" ", 1)[-1]
     slots["low"] = str(slots["noun"]).lower()
-    return _Scene(language, kind, slots, topics)
+    return _Scene(language, kind, slots, topics, mixture)
 
 
 def _rename(scene: _Scene, rng: random.Random) -> None:
@@ -267,6 +276,8 @@ def _memory(scene: _Scene, rng: random.Random) -> list[str]:
 def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
     """Add one exchange; False if it ended the conversation."""
     way = rng.random()
+    if scene.mixture.talk and rng.random() < scene.mixture.talk:
+        way = rng.uniform(_TALK, 1.0)
     first = len(scene.messages) == 1
     refused, scene.refused = scene.refused, False
     if refused and rng.random() < 0.25:
@@ -282,7 +293,7 @@ def _exchange(scene: _Scene, speech: Speech, rng: random.Random) -> bool:
         said = speech.dress(heard, rng, scene.slots, question=True, more=0)
         reply = scene.messages[-1]["content"] if again else expand(rng.choice(speech.acts["confirm_agent"]), rng)
         scene.add(said, reply)
-    elif way < 0.72:
+    elif way < _TALK:
         _tell(scene, rng, speech)
     elif way < 0.80:
         act = rng.choice(HANDOVERS)
@@ -314,7 +325,7 @@ def _topic(scene: _Scene, speech: Speech, rng: random.Random) -> None:
 
 
 def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
-    words = banks.memory(scene.language)
+    words = banks.memory(scene.language, scene.mixture.further)
     acts = ["status", "status", "number", "thing", "name", "back"] + (["last_ask"] * 2 if scene.last else [])
     act = words["back"] if len(scene.messages) == 1 and rng.random() < 0.3 else words[rng.choice(acts)]
     said = speech.dress(
@@ -324,7 +335,7 @@ def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
 
 
 def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
-    words = banks.memory(scene.language)
+    words = banks.memory(scene.language, scene.mixture.further)
     slots = {**scene.slots, "id": identifier(rng), "list": _list(scene, rng)}
     way = rng.random()
     if way < 0.4 and not scene.memory:

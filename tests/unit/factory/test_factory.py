@@ -163,6 +163,7 @@ async def test_a_training_worker_is_cancelled(factory: Factory, registry: Regist
     job = await factory.submit(_lora(base))
     await _until_step(factory, job, 3)
     pid = _worker_pid(factory, job)
+    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0), "what is served goes first"
     assert (await factory.cancel(job.id)).state is State.CANCELLING
     await _all(factory, job)
     assert (await factory.get(job.id)).state is State.CANCELLED
