@@ -1,10 +1,11 @@
 """A model of 0.4 billion random parameters in bfloat16 and in NF4: memory, and tokens per second of one request.
 
-    python -m benchmarks.quantization [--quick] [--json FILE]
+    python -m benchmarks.quantization [--quick] [--json FILE] [--model FOLDER]
 
 24 Qwen2-shaped layers of width 1024 with a vocabulary of 4096: nearly all weights are in the layers that are
 quantised. A model with a large vocabulary saves less, since embeddings stay as they are. Each precision runs in a
 process of its own. `weights_mib` is what the weights take, `rss_mib` the whole process, Python and libraries included.
+`--model` takes a model of yours instead, however small, for which there is no bar.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round each")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--precisions", default="none,nf4,int8", help="default: %(default)s")
+    parser.add_argument("--model", type=Path, help="a model of yours instead of the random one")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     rounds = 1 if arguments.quick else 3
@@ -90,7 +92,8 @@ def main() -> int:
     print(machine())
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = make(Path(scratch) / "model")
+        folder = Path(scratch) / "model"
+        folder = bench_model.make_endless(arguments.model, folder) if arguments.model else make(folder)
         for precision in arguments.precisions.split(","):
             command = [sys.executable, "-m", "benchmarks.quantization", "--folder", str(folder)]
             command += ["--precisions", precision, *(["--quick"] if arguments.quick else [])]
@@ -107,7 +110,7 @@ def main() -> int:
                 f"  process {figures['rss_mib']:6.0f} MiB",
                 flush=True,
             )
-    if "none" in found and "nf4" in found:
+    if "none" in found and "nf4" in found and not arguments.model:
         speed = found["nf4"]["tokens_per_s"] / found["none"]["tokens_per_s"]
         memory = found["nf4"]["weights_mib"] / found["none"]["weights_mib"]
         print(

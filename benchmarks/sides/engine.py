@@ -23,7 +23,7 @@ class EngineInProcess(Side):
         from inference_svc.engines.rows.parameters import RowsParameters
 
         self._numbers = count()
-        self._engine = RowsEngine(RowsParameters(quantization=self.quantization))
+        self._engine = RowsEngine(RowsParameters(quantization=self.quantization, smallest_quantized_mib=0))
         self.info = await self._engine.load_base(BaseSpec("bench", "1", self.folder))
 
     def adapter(self, number: int) -> AdapterKey | None:
