@@ -7,6 +7,7 @@ This module knows no request and no model.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -190,4 +191,6 @@ def _give_way() -> None:
     """Make the calling thread nicer. Elsewhere than on Linux niceness is a whole process's."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+        # A sandbox may forbid it, and an engine without its thread would leave every request waiting.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
