@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
@@ -54,11 +53,6 @@ def load(path: Path, parameters: RowsParameters) -> Loaded:
     if parameters.quantization != "none" and size < parameters.smallest_quantized_mib << 20:
         log.info("%s has %d MiB of weights, too few to quantise", path.name, size >> 20)
         parameters = replace(parameters, quantization="none")
-    if parameters.quantization == "nf4" and device.type == "cpu" and not has_avx512bf16():
-        log.warning(
-            "this processor has no AVX-512 with bfloat16, which bitsandbytes' 4-bit products need to be fast: NF4 "
-            "saves memory here, but a step takes several times as long as without it (inference.quantization: none)"
-        )
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         dtype = _dtype(parameters, config, device)

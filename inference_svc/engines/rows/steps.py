@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from chatmill.errors import ChatmillError
-from inference_svc.engines.rows import lean
+from inference_svc.engines.rows import fourbit, lean, nf4
 from inference_svc.engines.rows.adapters import AdapterBank
 from inference_svc.engines.rows.detokenize import TextTable
 from inference_svc.engines.rows.forward import Forward, ModelForward, Prefill, layer_shapes
@@ -63,18 +63,21 @@ def choose_forward(loaded: Loaded, parameters: RowsParameters) -> tuple[Forward,
     shapes = layer_shapes(model)
     store = _store(loaded, parameters, shapes, model.dtype)
     own = ModelForward(model, store)
+    own_products = fourbit.replace_products(model)
     if not parameters.lean or not lean.supports(model):
         return own, store
     expected = _probe(own, store)
     quick_store = _store(loaded, parameters, shapes, _lean_dtype(store))
     quick = lean.LeanForward(model, quick_store)
     difference = (_probe(quick, quick_store) - expected).abs().max().item()
-    allowed = 64 * torch.finfo(model.dtype).eps * max(1.0, expected.abs().max().item())
+    noise = max(torch.finfo(model.dtype).eps, nf4.EPSILON if own_products else 0.0)
+    allowed = 64 * noise * max(1.0, expected.abs().max().item())
     if not difference <= allowed:
         log.warning("the lean forward differs from the model's by %.3g (%.3g allowed); not used", difference, allowed)
         store.release()
         return own, store
     own.detach()
+    fourbit.restore_products(model)
     quick_store.release()
     return quick, quick_store
 

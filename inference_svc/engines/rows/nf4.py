@@ -1,0 +1,141 @@
+"""Products with NF4 weights on processors that bitsandbytes has no fast product for.
+
+bitsandbytes multiplies codes as they are only where there is AVX-512 with bfloat16; elsewhere it unpacks the whole weight
+one code at a time for each product. `nf4.c` does it with AVX2, which nearly every x86 processor since 2013 has. It is
+compiled when it is first wanted, in half a second, by the machine's own C compiler (`CC`, else `cc`); without one
+bitsandbytes does the work. This module knows no model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from bitsandbytes.functional import get_4bit_type, has_avx512bf16
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+BLOCK = 64
+"""Weights that share a scale."""
+LARGEST = 16383
+"""Of the whole numbers that codes stand for; so 64 products of two fit into 32 bits."""
+EPSILON = 2.0**-13
+"""What rounding to those numbers may change of a product, relative to the largest x of its block."""
+MOST_ROWS = 128
+"""With more rows it is faster to unpack the weight and let torch multiply."""
+_FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
+
+
+class Products:
+    """The compiled products.
+
+    Args:
+        library: `nf4.c`, loaded.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._values = get_4bit_type("nf4", device="cpu").to(torch.float32).contiguous()
+        self._numbers, self._unit = _whole_numbers(self._values)
+        pointer, size = ctypes.c_void_p, ctypes.c_int64
+        self._product, self._unpack = library.nf4_product, library.nf4_unpack
+        self._product.argtypes = [pointer, ctypes.c_float, *[pointer] * 5, *[size] * 3]
+        self._product.restype = ctypes.c_int
+        self._unpack.argtypes = [*[pointer] * 4, *[size] * 2]
+        self._unpack.restype = None
+        self._scratch = torch.empty(0)
+
+    def __call__(self, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+        """x times a weight, transposed, plus a bias.
+
+        Args:
+            x: float32 [..., in]; `in` is a multiple of `BLOCK`.
+            codes: uint8, as bitsandbytes packs a weight [outputs, in] row by row.
+            scales: float32, one for each block.
+            bias: float32 [outputs] or None.
+            outputs: rows of the weight.
+
+        Raises:
+            MemoryError: there is none for a copy of x.
+        """
+        inputs = x.shape[-1]
+        flat = x.reshape(-1, inputs).contiguous()
+        rows = flat.shape[0]
+        if rows > MOST_ROWS:
+            out = torch.nn.functional.linear(flat, self.unpack(codes, scales, outputs, inputs), bias)
+            return out.view(*x.shape[:-1], outputs)
+        out = torch.empty(rows, outputs)
+        failed = self._product(
+            self._numbers.data_ptr(),
+            self._unit,
+            flat.data_ptr(),
+            codes.data_ptr(),
+            scales.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            rows,
+            outputs,
+            inputs,
+        )
+        if failed:
+            raise MemoryError(f"no memory for {rows} rows of {inputs} inputs")
+        return out.view(*x.shape[:-1], outputs)
+
+    def unpack(self, codes: Tensor, scales: Tensor, outputs: int, inputs: int) -> Tensor:
+        """The weight, float32 [outputs, inputs], in memory that the next call takes again."""
+        if self._scratch.numel() < outputs * inputs:
+            self._scratch = torch.empty(outputs * inputs)
+        weight = self._scratch[: outputs * inputs].view(outputs, inputs)
+        self._unpack(
+            self._values.data_ptr(), codes.data_ptr(), scales.data_ptr(), weight.data_ptr(), outputs, inputs
+        )
+        return weight
+
+
+def _whole_numbers(values: Tensor) -> tuple[Tensor, float]:
+    """The values as int16 multiples of a unit, below 2^14, and the unit that leaves the smallest relative error."""
+    scales = torch.arange(8192, LARGEST + 1, dtype=torch.float64)[:, None]
+    exact = values.double()[values != 0]
+    errors = ((exact * scales).round() / scales / exact - 1).abs().amax(-1)
+    best = float(scales[errors.argmin(), 0])
+    return (values.double() * best).round().to(torch.int16), 1 / best
+
+
+@functools.cache
+def products() -> Products | None:
+    """The products, compiled on the first call; None where bitsandbytes is as good or they can't be had.
+
+    The log says why they can't.
+    """
+    if has_avx512bf16():
+        return None
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return _without("this processor has no AVX2")
+    source = Path(__file__).with_suffix(".c")
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "nf4.so"
+        command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS, str(source), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+            return Products(ctypes.CDLL(str(library)))
+        except FileNotFoundError:
+            return _without(f"there is no C compiler {command[0]!r} (Debian: gcc)")
+        except subprocess.CalledProcessError as error:
+            return _without(f"{shlex.join(command)} failed: {error.stderr.strip()[:500]}")
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return _without(str(error))
+
+
+def _without(reason: str) -> None:
+    log.warning(
+        "%s: NF4 saves memory here, but a step takes several times as long as without it "
+        "(inference.quantization: none)",
+        reason,
+    )
