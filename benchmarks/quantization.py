@@ -3,9 +3,11 @@
     python -m benchmarks.quantization [--quick] [--json FILE] [--model FOLDER]
 
 24 Qwen2-shaped layers of width 1024 with a vocabulary of 4096: nearly all weights are in the layers that are
-quantised. A model with a large vocabulary saves less, since embeddings stay as they are. Each precision runs in a
-process of its own. `weights_mib` is what the weights take, `rss_mib` the whole process, Python and libraries included.
-`--model` takes a model of yours instead, however small, for which there is no bar.
+quantised. A model with a large vocabulary saves less, since embeddings stay as they are. Without quantisation the
+weights are bfloat16 on any processor; what is not quantised of the other sides has the precision that the engine
+chooses. Each precision runs in a process of its own, in turn, three times; figures are medians. `weights_mib` is what
+the weights take, `rss_mib` the whole process, Python and libraries included. `--model` takes a model of yours instead,
+however small, in the precision that the engine chooses; there is no bar for it.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from benchmarks.sides import model as bench_model
 from benchmarks.sides.engine import EngineInProcess
@@ -54,17 +57,17 @@ def make(folder: Path) -> Path:
     return folder
 
 
-async def one(folder: Path, precision: Precision, rounds: int) -> dict[str, float | str]:
+async def one(folder: Path, precision: Precision, rounds: int, *, chosen: bool) -> dict[str, float]:
     """The figures of one precision."""
     side = EngineInProcess(folder, TOKENS, 1)
     side.quantization = precision
+    side.dtype = "bfloat16" if precision == "none" and not chosen else "auto"
     await side.start()
     draw = bench_model.Prompts(folder, 16)
     try:
         row = await measure(side, [draw.batch(1, number) for number in range(rounds + 1)])
         assert side.info.quantisation == precision
         return {
-            "precision": precision,
             "tokens_per_s": row.tokens_per_s,
             "weights_mib": round(side.info.memory_bytes / 2**20, 1),
             "rss_mib": row.rss_mb,
@@ -72,6 +75,16 @@ async def one(folder: Path, precision: Precision, rounds: int) -> dict[str, floa
         }
     finally:
         await side.stop()
+
+
+def _apart(folder: Path, precision: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """`one` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.quantization", "--folder", str(folder), "--precisions", precision]
+    command += [*(["--quick"] if arguments.quick else []), *(["--model", str(folder)] if arguments.model else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores())}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    figures: dict[str, float] = json.loads(ran.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> int:
@@ -87,29 +100,25 @@ def main() -> int:
     if arguments.folder:
         precision = arguments.precisions
         assert precision in get_args(Precision)
-        print(json.dumps(asyncio.run(one(arguments.folder, cast(Precision, precision), rounds))))
+        chosen = arguments.model is not None
+        print(json.dumps(asyncio.run(one(arguments.folder, cast(Precision, precision), rounds, chosen=chosen))))
         return 0
     print(machine())
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         folder = bench_model.make_endless(arguments.model, folder) if arguments.model else make(folder)
-        for precision in arguments.precisions.split(","):
-            command = [sys.executable, "-m", "benchmarks.quantization", "--folder", str(folder)]
-            command += ["--precisions", precision, *(["--quick"] if arguments.quick else [])]
-            ran = subprocess.run(
-                command,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-                env={**os.environ, "OMP_NUM_THREADS": str(cores())},
-            )
-            figures = found[precision] = json.loads(ran.stdout.splitlines()[-1])
-            print(
-                f"{precision:6} {figures['tokens_per_s']:7.1f} tokens/s  weights {figures['weights_mib']:6.0f} MiB"
-                f"  process {figures['rss_mib']:6.0f} MiB",
-                flush=True,
-            )
+        names = arguments.precisions.split(",")
+        turns = names * (1 if arguments.quick else 3)
+        runs = [(name, _apart(folder, name, arguments)) for name in turns]
+    for name in names:
+        of = [figures for precision, figures in runs if precision == name]
+        found[name] = {"precision": name} | {key: statistics.median(run[key] for run in of) for key in of[0]}
+        print(
+            f"{name:6} {found[name]['tokens_per_s']:7.1f} tokens/s  weights {found[name]['weights_mib']:6.0f} MiB"
+            f"  process {found[name]['rss_mib']:6.0f} MiB",
+            flush=True,
+        )
     if "none" in found and "nf4" in found and not arguments.model:
         speed = found["nf4"]["tokens_per_s"] / found["none"]["tokens_per_s"]
         memory = found["nf4"]["weights_mib"] / found["none"]["weights_mib"]

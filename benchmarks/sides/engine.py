@@ -16,6 +16,7 @@ class EngineInProcess(Side):
 
     name = "engine"
     quantization: Literal["nf4", "int8", "none"] = "none"
+    dtype: Literal["auto", "bfloat16"] = "auto"
 
     async def start(self) -> None:
         """Load the model."""
@@ -23,7 +24,9 @@ class EngineInProcess(Side):
         from inference_svc.engines.rows.parameters import RowsParameters
 
         self._numbers = count()
-        self._engine = RowsEngine(RowsParameters(quantization=self.quantization, smallest_quantized_mib=0))
+        self._engine = RowsEngine(
+            RowsParameters(quantization=self.quantization, dtype=self.dtype, smallest_quantized_mib=0)
+        )
         self.info = await self._engine.load_base(BaseSpec("bench", "1", self.folder))
 
     def adapter(self, number: int) -> AdapterKey | None:

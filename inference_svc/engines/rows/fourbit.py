@@ -9,6 +9,7 @@ knows no model.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import bitsandbytes
 import torch
@@ -53,9 +54,15 @@ class FourBit:
         self._weight: Tensor = first.data
         self._bias: Tensor | None = parts[0].bias
         self._dtype: torch.dtype | None = parts[0].compute_dtype
-        self._products = nf4.products() if _suits_own(parts[0]) else None
-        if len(parts) == 1:
-            return
+        if len(parts) > 1:
+            self._join(parts)
+        products = nf4.products() if _suits_own(parts[0]) else None
+        self._own: Callable[[Tensor], Tensor] | None = None
+        if products is not None:
+            bias = None if self._bias is None else self._bias.to(torch.float32).contiguous()
+            self._own = products.by(self._weight, self._state.absmax, bias)
+
+    def _join(self, parts: list[Linear4bit]) -> None:
         states = [part.weight.quant_state for part in parts]
         self._state.shape = torch.Size([sum(state.shape[0] for state in states), states[0].shape[1]])
         # The layout for AVX-512 has rows of the weight in blocks, one after the other, and scales transposed.
@@ -75,9 +82,9 @@ class FourBit:
         given = x.dtype
         if self._dtype is not None and self._dtype != given:
             x = x.to(self._dtype)
+        if self._own is not None and x.dtype == torch.float32:
+            return self._own(x) if given == torch.float32 else self._own(x).to(given)
         bias = self._bias if self._bias is None else self._bias.to(x.dtype)
-        if self._products is not None and x.dtype == torch.float32:
-            return self._products(x, self._weight, self._state.absmax, bias, self._state.shape[0]).to(given)
         out: Tensor = bitsandbytes.matmul_4bit(x, self._weight, bias=bias, quant_state=self._state)
         return out.to(given)
 

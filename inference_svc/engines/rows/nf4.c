@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-enum { BLOCK = 64, HALF = BLOCK / 2, ROWS_AT_ONCE = 4, LARGEST = 16383 };
+enum { BLOCK = 64, HALF = BLOCK / 2, ROWS_AT_ONCE = 4, OUTPUTS_AT_ONCE = 16, LARGEST = 16383 };
 
 typedef struct {
     __m256i low, high;
@@ -45,7 +45,7 @@ static float sum(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* A row of x as whole numbers, in the order of `look_up`, and the scale of each block. */
+/* A row of x as whole numbers, in the order of `look_up`, and the scale of each block, eight times. */
 static void to_numbers(const float *x, int64_t inputs, float unit, int16_t *numbers, float *scales) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (int64_t start = 0; start < inputs; start += BLOCK) {
@@ -64,7 +64,7 @@ static void to_numbers(const float *x, int64_t inputs, float unit, int16_t *numb
                 numbers[start + HALF + at] = (int16_t)whole[2 * pair + 1];
             }
         }
-        scales[start / BLOCK] = largest / LARGEST * unit;
+        _mm256_store_ps(scales + start / BLOCK * 8, _mm256_set1_ps(largest / LARGEST * unit));
     }
 }
 
@@ -82,13 +82,14 @@ static inline __attribute__((always_inline)) void multiply(
         __m256i w[4];
         look_up(table, _mm256_and_si256(_mm256_srli_epi16(both, 4), low_half), w);
         look_up(table, _mm256_and_si256(both, low_half), w + 2);
+        const __m256 scale = _mm256_broadcast_ss(scales + block);
         for (int r = 0; r < count; r++) {
             const __m256i *at = (const __m256i *)(x + r * inputs + block * BLOCK);
             __m256i p = _mm256_madd_epi16(w[0], _mm256_load_si256(at));
             __m256i q = _mm256_madd_epi16(w[1], _mm256_load_si256(at + 1));
             p = _mm256_add_epi32(p, _mm256_madd_epi16(w[2], _mm256_load_si256(at + 2)));
             q = _mm256_add_epi32(q, _mm256_madd_epi16(w[3], _mm256_load_si256(at + 3)));
-            const __m256 factor = _mm256_set1_ps(scales[block] * x_scales[r * blocks + block]);
+            const __m256 factor = _mm256_mul_ps(scale, _mm256_load_ps(x_scales + (r * blocks + block) * 8));
             totals[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(p, q)), factor, totals[r]);
         }
     }
@@ -107,20 +108,24 @@ int nf4_product(
     if (!whole) return 1;
     float *x_scales = (float *)(whole + rows * inputs);
     for (int64_t row = 0; row < rows; row++)
-        to_numbers(x + row * inputs, inputs, unit, whole + row * inputs, x_scales + row * blocks);
+        to_numbers(x + row * inputs, inputs, unit, whole + row * inputs, x_scales + row * blocks * 8);
+    /* A few outputs at a time for all rows, so that both stay in the nearest cache. */
 #pragma omp parallel for schedule(static)
-    for (int64_t output = 0; output < outputs; output++) {
-        const uint8_t *of = codes + output * inputs / 2;
-        const float *by = scales + output * blocks, plus = bias ? bias[output] : 0.0f;
+    for (int64_t first = 0; first < outputs; first += OUTPUTS_AT_ONCE) {
+        const int64_t after = first + OUTPUTS_AT_ONCE < outputs ? first + OUTPUTS_AT_ONCE : outputs;
         for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
             const int16_t *from = whole + row * inputs;
-            const float *from_by = x_scales + row * blocks;
-            float *to = out + row * outputs + output;
-            switch (rows - row) {
-            case 1: multiply(1, &table, from, from_by, of, by, plus, to, outputs, inputs); break;
-            case 2: multiply(2, &table, from, from_by, of, by, plus, to, outputs, inputs); break;
-            case 3: multiply(3, &table, from, from_by, of, by, plus, to, outputs, inputs); break;
-            default: multiply(4, &table, from, from_by, of, by, plus, to, outputs, inputs);
+            const float *from_by = x_scales + row * blocks * 8;
+            for (int64_t output = first; output < after; output++) {
+                const uint8_t *of = codes + output * inputs / 2;
+                const float *by = scales + output * blocks, plus = bias ? bias[output] : 0.0f;
+                float *to = out + row * outputs + output;
+                switch (rows - row) {
+                case 1: multiply(1, &table, from, from_by, of, by, plus, to, outputs, inputs); break;
+                case 2: multiply(2, &table, from, from_by, of, by, plus, to, outputs, inputs); break;
+                case 3: multiply(3, &table, from, from_by, of, by, plus, to, outputs, inputs); break;
+                default: multiply(4, &table, from, from_by, of, by, plus, to, outputs, inputs);
+                }
             }
         }
     }

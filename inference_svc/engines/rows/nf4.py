@@ -1,9 +1,9 @@
 """Products with NF4 weights on processors that bitsandbytes has no fast product for.
 
-bitsandbytes multiplies codes as they are only where there is AVX-512 with bfloat16; elsewhere it unpacks the whole weight
-one code at a time for each product. `nf4.c` does it with AVX2, which nearly every x86 processor since 2013 has. It is
-compiled when it is first wanted, in half a second, by the machine's own C compiler (`CC`, else `cc`); without one
-bitsandbytes does the work. This module knows no model.
+bitsandbytes multiplies codes as they are only where there is AVX-512 with bfloat16; elsewhere it unpacks the whole
+weight, one code at a time, for each product. `nf4.c` does it with AVX2, which nearly every x86 processor since 2013
+has. It is compiled when it is first wanted, in half a second, by the machine's own C compiler (`CC`, else `cc`);
+without one bitsandbytes does the work. ADR 0015 has the reasons. This module knows no model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import os
 import shlex
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,13 +31,13 @@ LARGEST = 16383
 """Of the whole numbers that codes stand for; so 64 products of two fit into 32 bits."""
 EPSILON = 2.0**-13
 """What rounding to those numbers may change of a product, relative to the largest x of its block."""
-MOST_ROWS = 128
+MOST_ROWS = 192
 """With more rows it is faster to unpack the weight and let torch multiply."""
 _FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
 
 
 class Products:
-    """The compiled products.
+    """The compiled products, for any number of threads.
 
     Args:
         library: `nf4.c`, loaded.
@@ -50,51 +52,48 @@ class Products:
         self._product.restype = ctypes.c_int
         self._unpack.argtypes = [*[pointer] * 4, *[size] * 2]
         self._unpack.restype = None
-        self._scratch = torch.empty(0)
+        self._own = threading.local()
 
-    def __call__(self, x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-        """x times a weight, transposed, plus a bias.
+    def by(self, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """The product with a weight, transposed, plus a bias: a function of x, float32 [..., in].
 
         Args:
-            x: float32 [..., in]; `in` is a multiple of `BLOCK`.
-            codes: uint8, as bitsandbytes packs a weight [outputs, in] row by row.
-            scales: float32, one for each block.
-            bias: float32 [outputs] or None.
-            outputs: rows of the weight.
+            codes: uint8, as bitsandbytes packs a weight [out, in] row by row; `in` is a multiple of `BLOCK`. They must
+                stay where they are.
+            scales: float32, one for each block of codes.
+            bias: float32 [out] or None.
 
         Raises:
-            MemoryError: there is none for a copy of x.
+            MemoryError: the function, where there is none for a copy of x.
         """
-        inputs = x.shape[-1]
-        flat = x.reshape(-1, inputs).contiguous()
-        rows = flat.shape[0]
-        if rows > MOST_ROWS:
-            out = torch.nn.functional.linear(flat, self.unpack(codes, scales, outputs, inputs), bias)
-            return out.view(*x.shape[:-1], outputs)
-        out = torch.empty(rows, outputs)
-        failed = self._product(
-            self._numbers.data_ptr(),
-            self._unit,
-            flat.data_ptr(),
-            codes.data_ptr(),
-            scales.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            rows,
-            outputs,
-            inputs,
-        )
-        if failed:
-            raise MemoryError(f"no memory for {rows} rows of {inputs} inputs")
-        return out.view(*x.shape[:-1], outputs)
+        # Each of these takes longer than a call of the library, and a token makes a hundred calls.
+        product, unit, numbers = self._product, self._unit, self._numbers.data_ptr()
+        where = codes.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr()
 
-    def unpack(self, codes: Tensor, scales: Tensor, outputs: int, inputs: int) -> Tensor:
-        """The weight, float32 [outputs, inputs], in memory that the next call takes again."""
-        if self._scratch.numel() < outputs * inputs:
-            self._scratch = torch.empty(outputs * inputs)
-        weight = self._scratch[: outputs * inputs].view(outputs, inputs)
+        def multiply(x: Tensor) -> Tensor:
+            inputs = x.shape[-1]
+            outputs = codes.numel() * 2 // inputs
+            flat = x.reshape(-1, inputs).contiguous()
+            rows = flat.shape[0]
+            if rows > MOST_ROWS:
+                out = torch.nn.functional.linear(flat, self.unpack(codes, scales, inputs), bias)
+            else:
+                out = torch.empty(rows, outputs)
+                if product(numbers, unit, flat.data_ptr(), *where, out.data_ptr(), rows, outputs, inputs):
+                    raise MemoryError(f"no memory for {rows} rows of {inputs} inputs")
+            return out if x.dim() == 2 else out.view(*x.shape[:-1], outputs)
+
+        return multiply
+
+    def unpack(self, codes: Tensor, scales: Tensor, inputs: int) -> Tensor:
+        """The weight, float32 [out, in], in memory that the thread's next call takes again."""
+        size = codes.numel() * 2
+        memory: Tensor | None = getattr(self._own, "memory", None)
+        if memory is None or memory.numel() < size:
+            memory = self._own.memory = torch.empty(size)
+        weight = memory[:size].view(-1, inputs)
         self._unpack(
-            self._values.data_ptr(), codes.data_ptr(), scales.data_ptr(), weight.data_ptr(), outputs, inputs
+            self._values.data_ptr(), codes.data_ptr(), scales.data_ptr(), weight.data_ptr(), size // inputs, inputs
         )
         return weight
 
@@ -116,26 +115,35 @@ def products() -> Products | None:
     """
     if has_avx512bf16():
         return None
+    try:
+        return _compile()
+    except OSError as error:
+        log.warning(
+            "%s: NF4 saves memory here, but a step takes several times as long as without it "
+            "(inference.quantization: none)",
+            error,
+        )
+        return None
+
+
+def _compile() -> Products:
+    """The products.
+
+    Raises:
+        OSError: they can't be had; the message says why.
+    """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return _without("this processor has no AVX2")
+        raise OSError("this processor has no AVX2")
     source = Path(__file__).with_suffix(".c")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "nf4.so"
         command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS, str(source), "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-            return Products(ctypes.CDLL(str(library)))
-        except FileNotFoundError:
-            return _without(f"there is no C compiler {command[0]!r} (Debian: gcc)")
+        except FileNotFoundError as error:
+            raise OSError(f"there is no C compiler {command[0]!r} (Debian: gcc)") from error
         except subprocess.CalledProcessError as error:
-            return _without(f"{shlex.join(command)} failed: {error.stderr.strip()[:500]}")
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return _without(str(error))
-
-
-def _without(reason: str) -> None:
-    log.warning(
-        "%s: NF4 saves memory here, but a step takes several times as long as without it "
-        "(inference.quantization: none)",
-        reason,
-    )
+            raise OSError(f"{shlex.join(command)} failed: {error.stderr.strip()[:500]}") from error
+        except subprocess.TimeoutExpired as error:
+            raise OSError(f"{shlex.join(command)} took more than a minute") from error
+        return Products(ctypes.CDLL(str(library)))

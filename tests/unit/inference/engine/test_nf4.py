@@ -40,12 +40,12 @@ def quantised(outputs: int, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_products_equal_those_of_the_unpacked_weight(products: nf4.Products, outputs: int, inputs: int) -> None:
     torch.manual_seed(outputs * inputs)
     codes, scales, weight = quantised(outputs, inputs)
-    assert torch.equal(products.unpack(codes, scales, outputs, inputs), weight)
+    assert torch.equal(products.unpack(codes, scales, inputs), weight)
     for rows in (1, 2, 3, 4, 5, 8, nf4.MOST_ROWS, nf4.MOST_ROWS + 1):
         x = torch.randn(rows, inputs)
         for bias in (None, torch.randn(outputs)):
             expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
-            got = products(x, codes, scales, bias, outputs)
+            got = products.by(codes, scales, bias)(x)
             # codes and x are rounded to 15 bits each, x by the largest of its block
             torch.testing.assert_close(got.double(), expected, rtol=0, atol=8e-4 * inputs**0.5)
 
@@ -54,19 +54,19 @@ def test_a_row_does_not_depend_on_its_neighbours(products: nf4.Products) -> None
     torch.manual_seed(1)
     codes, scales, _ = quantised(48, 256)
     x = torch.randn(nf4.MOST_ROWS, 256)
-    alone = torch.cat([products(row[None], codes, scales, None, 48) for row in x])
+    alone = torch.cat([products.by(codes, scales, None)(row[None]) for row in x])
     for rows in range(1, nf4.MOST_ROWS + 1):
-        assert torch.equal(products(x[:rows], codes, scales, None, 48), alone[:rows]), rows
+        assert torch.equal(products.by(codes, scales, None)(x[:rows]), alone[:rows]), rows
 
 
 def test_shapes_and_strides_of_x(products: nf4.Products) -> None:
     torch.manual_seed(2)
     codes, scales, weight = quantised(16, 128)
     x = torch.randn(2, 3, 256)[..., ::2]
-    got = products(x, codes, scales, None, 16)
+    got = products.by(codes, scales, None)(x)
     assert got.shape == (2, 3, 16)
     torch.testing.assert_close(got, x @ weight.T, rtol=0, atol=3e-3)
-    assert products(torch.empty(0, 128), codes, scales, None, 16).shape == (0, 16)
+    assert products.by(codes, scales, None)(torch.empty(0, 128)).shape == (0, 16)
 
 
 def test_layers_of_one_input_and_layers_in_place(products: nf4.Products, monkeypatch: pytest.MonkeyPatch) -> None:
