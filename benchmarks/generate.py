@@ -41,7 +41,7 @@ SIDES = {
     "tutorial": ("benchmarks.sides.openai_sse", "Tutorial"),
     "llama.cpp": ("benchmarks.sides.openai_sse", "LlamaCpp"),
 }
-ROUNDS = {1: 12, 8: 6, 32: 5, 128: 3}
+ROUNDS = {1: 40, 8: 6, 32: 5, 128: 3}
 BARS = (
     # requests, other side, least ratio of chatmill's tokens per second to the other's
     (1, "transformers-serve", 1.1),
