@@ -1,9 +1,10 @@
 /* Products with weights in bitsandbytes' NF4 layout, for x86 processors with AVX2: see nf4.py, which compiles this.
  *
- * Two codes to a byte, the first in the high half; 64 codes of a row of the weight share one scale. A code is looked up as a
- * whole number of 15 bits, its two bytes each from a table of 16 that one instruction reads for 32 codes. x becomes whole
- * numbers of 15 bits as well, each block by its largest, so that one instruction multiplies 16 of them, and no sum of a block
- * leaves 32 bits. Putting the bytes of the numbers together leaves them in an order of its own, into which x is brought first.
+ * Two codes to a byte, the first in the high half; 64 codes of a row of the weight share one scale. A code is looked
+ * up as a whole number of 15 bits, its two bytes each from a table of 16 that one instruction reads for 32 codes. x
+ * becomes whole numbers of 15 bits as well, each block by its largest, so that one instruction multiplies 16 of them,
+ * and no sum of a block leaves 32 bits. Putting the bytes of the numbers together leaves them in an order of its own,
+ * into which x is brought first.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -45,33 +46,40 @@ static float sum(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-/* A row of x as whole numbers, in the order of `look_up`, and the scale of each block, eight times. */
+/* A row of x as whole numbers, in the order of `look_up`, and the scale of each block, eight times. A block with what is
+ * no number gets a scale that is none. */
 static void to_numbers(const float *x, int64_t inputs, float unit, int16_t *numbers, float *scales) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     for (int64_t start = 0; start < inputs; start += BLOCK) {
-        __m256 most = _mm256_setzero_ps();
-        for (int i = 0; i < BLOCK; i += 8) most = _mm256_max_ps(_mm256_andnot_ps(sign, _mm256_loadu_ps(x + start + i)), most);
+        __m256 most = _mm256_setzero_ps(), unordered = _mm256_setzero_ps();
+        for (int i = 0; i < BLOCK; i += 8) {
+            const __m256 v = _mm256_loadu_ps(x + start + i);
+            most = _mm256_max_ps(_mm256_andnot_ps(sign, v), most);
+            unordered = _mm256_or_ps(unordered, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+        }
         float lanes[8], largest = 0.0f;
         _mm256_storeu_ps(lanes, most);
         for (int i = 0; i < 8; i++) largest = lanes[i] > largest ? lanes[i] : largest;
         const __m256 times = _mm256_set1_ps(largest > 0.0f ? LARGEST / largest : 0.0f);
         for (int i = 0; i < BLOCK; i += 8) {
+            const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(x + start + i), times);
             int32_t whole[8];
-            _mm256_storeu_si256((__m256i *)whole, _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + start + i), times)));
+            _mm256_storeu_si256((__m256i *)whole, _mm256_cvtps_epi32(scaled));
             for (int pair = 0; pair < 4; pair++) {
                 const int at = place(i / 2 + pair);
                 numbers[start + at] = (int16_t)whole[2 * pair];
                 numbers[start + HALF + at] = (int16_t)whole[2 * pair + 1];
             }
         }
-        _mm256_store_ps(scales + start / BLOCK * 8, _mm256_set1_ps(largest / LARGEST * unit));
+        const float scale = _mm256_movemask_ps(unordered) ? __builtin_nanf("") : largest / LARGEST * unit;
+        _mm256_store_ps(scales + start / BLOCK * 8, _mm256_set1_ps(scale));
     }
 }
 
 /* One output of `count` rows of x. Inlined once for each count, so that the totals stay in registers. */
 static inline __attribute__((always_inline)) void multiply(
-    int count, const Table *table, const int16_t *x, const float *x_scales, const uint8_t *codes, const float *scales, float bias,
-    float *out, int64_t outputs, int64_t inputs
+    int count, const Table *table, const int16_t *x, const float *x_scales, const uint8_t *codes, const float *scales,
+    float bias, float *out, int64_t outputs, int64_t inputs
 ) {
     const int64_t blocks = inputs / BLOCK;
     const __m256i low_half = _mm256_set1_epi8(15);
@@ -138,6 +146,9 @@ void nf4_unpack(
     const float *values, const uint8_t *codes, const float *scales, float *weight, int64_t outputs, int64_t inputs
 ) {
     const __m256 lower = _mm256_loadu_ps(values), upper = _mm256_loadu_ps(values + 8);
+    /* Each byte twice, the first time for its high half. */
+    const __m128i twice = _mm_set_epi8(0, 0, 0, 0, 0, 0, 0, 0, 3, 3, 2, 2, 1, 1, 0, 0);
+    const __m256i halves = _mm256_set_epi32(0, 4, 0, 4, 0, 4, 0, 4), four_bits = _mm256_set1_epi32(15);
 #pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < outputs * inputs / BLOCK; block++) {
         const __m256 factor = _mm256_broadcast_ss(scales + block);
@@ -146,9 +157,9 @@ void nf4_unpack(
         for (int start = 0; start < HALF; start += 4) {
             uint32_t four;
             __builtin_memcpy(&four, from + start, 4);
-            /* Each byte twice, the first time for its high half. */
-            const __m128i bytes = _mm_shuffle_epi8(_mm_cvtsi32_si128(four), _mm_set_epi8(0, 0, 0, 0, 0, 0, 0, 0, 3, 3, 2, 2, 1, 1, 0, 0));
-            const __m256i code = _mm256_srlv_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set_epi32(0, 4, 0, 4, 0, 4, 0, 4));
+            const __m128i bytes = _mm_shuffle_epi8(_mm_cvtsi32_si128((int)four), twice);
+            const __m256i shifted = _mm256_srlv_epi32(_mm256_cvtepu8_epi32(bytes), halves);
+            const __m256i code = _mm256_and_si256(shifted, four_bits);
             const __m256 low = _mm256_permutevar8x32_ps(lower, code), high = _mm256_permutevar8x32_ps(upper, code);
             const __m256 is_upper = _mm256_castsi256_ps(_mm256_slli_epi32(code, 28));
             _mm256_storeu_ps(to + 2 * start, _mm256_mul_ps(_mm256_blendv_ps(low, high, is_upper), factor));

@@ -59,6 +59,20 @@ def test_a_row_does_not_depend_on_its_neighbours(products: nf4.Products) -> None
         assert torch.equal(products.by(codes, scales, None)(x[:rows]), alone[:rows]), rows
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_number_stays_none_and_in_its_row(products: nf4.Products, bad: float) -> None:
+    torch.manual_seed(4)
+    codes, scales, _ = quantised(8, 128)
+    x = torch.randn(3, 128)
+    x[2] = 0
+    good = products.by(codes, scales, None)(x)
+    x[1, 77] = bad
+    got = products.by(codes, scales, None)(x)
+    assert not got[1].isfinite().any()
+    assert torch.equal(got[0], good[0])
+    assert torch.equal(got[2], torch.zeros(8))
+
+
 def test_shapes_and_strides_of_x(products: nf4.Products) -> None:
     torch.manual_seed(2)
     codes, scales, weight = quantised(16, 128)
