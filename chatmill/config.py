@@ -108,8 +108,8 @@ class InferenceSettings:
         host: address to listen on.
         port: port to listen on; 0 takes any free one.
         engine: name of the engine plug-in that generates.
-        quantization: how the base model's weights are held: `nf4` (4 bit), `int8`, or `none`. On a CPU without AVX-512
-            `nf4` needs a C compiler to be fast (`CC`, else `cc`); the log says if there is none.
+        quantization: how the base model's weights are held: `nf4` (4 bit), `int8`, or `none`. On a CPU without bfloat16
+            in AVX-512 `nf4` needs a C compiler to be fast (`CC`, else `cc`); the log says if there is none.
         memory_budget_mib: most memory that loaded models may take, in MiB; least recently used ones go first. No limit
             without it.
         max_queue: most requests that wait for a place; more are refused with RESOURCE_EXHAUSTED.

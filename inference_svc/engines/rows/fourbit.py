@@ -9,14 +9,18 @@ knows no model.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 
 import bitsandbytes
 import torch
+from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from inference_svc.engines.rows import nf4
+
+log = logging.getLogger(__name__)
 
 
 def fits(parts: list[Linear4bit]) -> bool:
@@ -73,6 +77,8 @@ class FourBit:
         for part in parts:
             stop = start + part.weight.data.shape[0]
             part.weight.data = self._weight[start:stop]
+            # A product by itself, of `replace_products`, would keep the codes a second time.
+            part.__dict__.pop("forward", None)
             start = stop
         if self._bias is not None:
             self._bias = torch.cat([part.bias.data for part in parts])
@@ -80,10 +86,10 @@ class FourBit:
     def __call__(self, x: Tensor) -> Tensor:
         """Of x [..., in], in its own precision."""
         given = x.dtype
+        if self._own is not None:
+            return self._own(x.float()).to(given)
         if self._dtype is not None and self._dtype != given:
             x = x.to(self._dtype)
-        if self._own is not None and x.dtype == torch.float32:
-            return self._own(x) if given == torch.float32 else self._own(x).to(given)
         bias = self._bias if self._bias is None else self._bias.to(x.dtype)
         out: Tensor = bitsandbytes.matmul_4bit(x, self._weight, bias=bias, quant_state=self._state)
         return out.to(given)
@@ -106,7 +112,16 @@ def replace_products(model: nn.Module) -> bool:
     Returns:
         Whether there are any.
     """
-    suited = [m for m in model.modules() if type(m) is Linear4bit and fits([m]) and _suits_own(m)]
+    layers = [m for m in model.modules() if isinstance(m, Linear4bit) and m.weight.device.type == "cpu"]
+    suited = [m for m in layers if fits([m]) and _suits_own(m)]
+    slow = 0 if has_avx512bf16() else len(layers) - len(suited)
+    if slow:
+        log.warning(
+            "%d of %d layers are quantised in a way for which there is no fast product on this processor (fast: nf4, "
+            "blocks of 64, scales that are not quantised again)",
+            slow,
+            len(layers),
+        )
     if not suited or nf4.products() is None:
         return False
     for module in suited:

@@ -129,14 +129,18 @@ PACKED_BYTES = 256 << 20
 class _Apart:
     """Products of the same input that stay apart, because each is quantised on its own; the results side by side."""
 
-    def __init__(self, parts: list[nn.Linear]) -> None:
+    def __init__(self, parts: list[Callable[[Tensor], Tensor]]) -> None:
         self._parts = parts
 
     def __call__(self, x: Tensor) -> Tensor:
         if len(self._parts) == 1:
-            out: Tensor = self._parts[0](x)
-            return out
+            return self._parts[0](x)
         return torch.cat([part(x) for part in self._parts], -1)
+
+
+def _alone(part: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The product of one layer, quantised or not."""
+    return fourbit.FourBit([part]) if isinstance(part, Linear4bit) and fourbit.fits([part]) else part
 
 
 def _product(parts: list[nn.Linear], *, packed: bool) -> Callable[[Tensor], Tensor]:
@@ -144,7 +148,7 @@ def _product(parts: list[nn.Linear], *, packed: bool) -> Callable[[Tensor], Tens
     if all(isinstance(part, Linear4bit) for part in parts) and fourbit.fits(parts):
         return fourbit.FourBit(parts)
     if any(type(part) is not nn.Linear for part in parts):
-        return _Apart(parts)
+        return _Apart([_alone(part) for part in parts])
     if len(parts) == 1:
         return _Product(parts[0].weight, parts[0].bias, packed=packed)
     weight = torch.cat([part.weight.data for part in parts])
@@ -311,7 +315,8 @@ class LeanForward:
     def _attend(self, number: int, q: Tensor, mask: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
         """Attention [rows, kv heads, group, size] of one query per head over the states of its row."""
         keys, values = self.store.keys[number], self.store.values[number]
-        attention = _attention if q.device.type == "cpu" and len(q) >= PRODUCTS_FROM else F.scaled_dot_product_attention
+        plain = q.device.type == "cpu" and q.dtype == torch.float32 and len(q) >= PRODUCTS_FROM
+        attention = _attention if plain else F.scaled_dot_product_attention
         parts = [
             attention(
                 q[start:stop],

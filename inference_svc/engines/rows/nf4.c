@@ -2,9 +2,9 @@
  *
  * Two codes to a byte, the first in the high half; 64 codes of a row of the weight share one scale. A code is looked
  * up as a whole number of 15 bits, its two bytes each from a table of 16 that one instruction reads for 32 codes. x
- * becomes whole numbers of 15 bits as well, each block by its largest, so that one instruction multiplies 16 of them,
- * and no sum of a block leaves 32 bits. Putting the bytes of the numbers together leaves them in an order of its own,
- * into which x is brought first.
+ * becomes whole numbers of 15 bits as well, each block by its largest, so that one instruction multiplies 16 of them;
+ * a block adds up eight products in each lane of 32 bits, which is as many as fit. Putting the bytes of the numbers
+ * together leaves them in an order of its own, into which x is brought first.
  */
 #include <immintrin.h>
 #include <stdint.h>

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 BLOCK = 64
 """Weights that share a scale."""
 LARGEST = 16383
-"""Of the whole numbers that codes stand for; so 64 products of two fit into 32 bits."""
+"""Of the whole numbers that codes stand for; so eight products of two, as many as are added up, fit into 32 bits."""
 EPSILON = 2.0**-13
 """What rounding to those numbers may change of a product, relative to the largest x of its block."""
 MOST_ROWS = 192
@@ -78,7 +78,7 @@ class Products:
             if rows > MOST_ROWS:
                 out = torch.nn.functional.linear(flat, self.unpack(codes, scales, inputs), bias)
             else:
-                out = torch.empty(rows, outputs)
+                out = torch.empty(rows, outputs, dtype=torch.float32)
                 if product(numbers, unit, flat.data_ptr(), *where, out.data_ptr(), rows, outputs, inputs):
                     raise MemoryError(f"no memory for {rows} rows of {inputs} inputs")
             return out if x.dim() == 2 else out.view(*x.shape[:-1], outputs)
@@ -90,7 +90,7 @@ class Products:
         size = codes.numel() * 2
         memory: Tensor | None = getattr(self._own, "memory", None)
         if memory is None or memory.numel() < size:
-            memory = self._own.memory = torch.empty(size)
+            memory = self._own.memory = torch.empty(size, dtype=torch.float32)
         weight = memory[:size].view(-1, inputs)
         self._unpack(
             self._values.data_ptr(), codes.data_ptr(), scales.data_ptr(), weight.data_ptr(), size // inputs, inputs
@@ -137,7 +137,7 @@ def _compile() -> Products:
     source = Path(__file__).with_suffix(".c")
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "nf4.so"
-        command = [*shlex.split(os.environ.get("CC", "cc")), *_FLAGS, str(source), "-o", str(library)]
+        command = [*shlex.split(os.environ.get("CC") or "cc"), *_FLAGS, str(source), "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
         except FileNotFoundError as error:

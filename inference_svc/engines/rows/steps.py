@@ -75,6 +75,9 @@ def choose_forward(loaded: Loaded, parameters: RowsParameters) -> tuple[Forward,
     if not difference <= allowed:
         log.warning("the lean forward differs from the model's by %.3g (%.3g allowed); not used", difference, allowed)
         store.release()
+        # Anew, since the lean forward has moved codes.
+        fourbit.restore_products(model)
+        fourbit.replace_products(model)
         return own, store
     own.detach()
     fourbit.restore_products(model)

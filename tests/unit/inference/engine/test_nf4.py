@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 
 import bitsandbytes.functional as bnb
@@ -19,7 +20,7 @@ def products(monkeypatch: pytest.MonkeyPatch) -> nf4.Products:
     """As on a processor without AVX-512, whatever this one is."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
-    if not shutil.which("cc"):
+    if not shutil.which((os.environ.get("CC") or "cc").split()[0]):
         pytest.skip("needs a C compiler")
     monkeypatch.setattr(nf4, "has_avx512bf16", lambda: False)
     nf4.products.cache_clear()
@@ -83,31 +84,63 @@ def test_shapes_and_strides_of_x(products: nf4.Products) -> None:
     assert products.by(codes, scales, None)(torch.empty(0, 128)).shape == (0, 16)
 
 
-def test_layers_of_one_input_and_layers_in_place(products: nf4.Products, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nf4, "products", lambda: products)
-    torch.manual_seed(3)
-    layers = torch.nn.ModuleList(
-        Linear4bit(128, size, bias=True, compute_dtype=torch.float32, compress_statistics=False, quant_type="nf4")
-        for size in (64, 32)
-    )
-    for layer in layers:
-        assert isinstance(layer, Linear4bit)
-        layer.weight = Params4bit(
-            torch.randn(layer.out_features, 128), requires_grad=False, compress_statistics=False, quant_type="nf4"
-        )
+def test_another_model_that_is_loading_changes_no_memory(products: nf4.Products) -> None:
+    torch.manual_seed(5)
+    codes, scales, _ = quantised(64, 128)
+    x = torch.randn(nf4.MOST_ROWS + 1, 128)
+    expected = [products.by(codes, scales, None)(part) for part in (x[:1], x)]
+    torch.set_default_dtype(torch.bfloat16)  # as Transformers does while it loads, for all threads
+    try:
+        got = [products.by(codes, scales, None)(part) for part in (x[:1], x)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, got, expected))
+
+
+def layers_of(sizes: tuple[int, ...], dtype: torch.dtype, *, nested: bool = False) -> torch.nn.ModuleList:
+    """Quantised layers of 128 inputs."""
+    layers = torch.nn.ModuleList()
+    for size in sizes:
+        layer = Linear4bit(128, size, bias=True, compute_dtype=dtype, compress_statistics=nested, quant_type="nf4")
+        weight = torch.randn(size, 128)
+        layer.weight = Params4bit(weight, requires_grad=False, compress_statistics=nested, quant_type="nf4")
         layer.support_avx512bf16_for_cpu = False
-    layers.to("cpu").requires_grad_(False)
-    x = torch.randn(5, 128)
+        layers.append(layer)
+    return layers.to("cpu").requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_of_one_input_and_layers_in_place(
+    products: nf4.Products, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(nf4, "products", lambda: products)
+    near = {"rtol": 0, "atol": 3e-3 if dtype == torch.float32 else 0.5}
+    torch.manual_seed(3)
+    layers = layers_of((64, 32), dtype)
+    x = torch.randn(5, 128, dtype=dtype)
     expected = [layer(x) for layer in layers]
-    together = fourbit.FourBit(list(layers))(x)
-    torch.testing.assert_close(together, torch.cat(expected, -1), rtol=0, atol=3e-3)
-    fourbit.replace_products(layers)
-    assert all(isinstance(layer.forward, fourbit.FourBit) for layer in layers)
+    assert fourbit.replace_products(layers)
     for layer, wanted in zip(layers, expected, strict=True):
-        torch.testing.assert_close(layer(x), wanted, rtol=0, atol=3e-3)
+        torch.testing.assert_close(layer(x), wanted, **near)
+    together = fourbit.FourBit(list(layers))(x)
+    torch.testing.assert_close(together, torch.cat(expected, -1), **near)
+    assert not any("forward" in vars(layer) for layer in layers), "would keep the codes a second time"
+    assert fourbit.replace_products(layers)
+    assert all(isinstance(vars(layer)["forward"], fourbit.FourBit) for layer in layers)
     fourbit.restore_products(layers)
     for layer, wanted in zip(layers, expected, strict=True):
         assert torch.equal(layer(x), wanted)
+
+
+def test_scales_that_are_quantised_again_are_left_to_bitsandbytes(
+    products: nf4.Products, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nf4, "products", lambda: products)
+    monkeypatch.setattr(fourbit, "has_avx512bf16", lambda: False)
+    torch.manual_seed(6)
+    with caplog.at_level(logging.WARNING):
+        assert not fourbit.replace_products(layers_of((64,), torch.float32, nested=True))
+    assert "1 of 1 layers are quantised in a way" in caplog.text
 
 
 @pytest.mark.parametrize(
