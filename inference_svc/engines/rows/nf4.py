@@ -2,7 +2,7 @@
 
 bitsandbytes multiplies codes as they are only where there is AVX-512 with bfloat16; elsewhere it unpacks the whole
 weight, one code at a time, for each product. `nf4.c` does it with AVX2, which nearly every x86 processor since 2013
-has. It is compiled when it is first wanted, in half a second, by the machine's own C compiler (`CC`, else `cc`);
+has. It is compiled when it is first wanted, by the machine's own C compiler (`CC`, else `cc`);
 without one bitsandbytes does the work. ADR 0015 has the reasons. This module knows no model.
 """
 
