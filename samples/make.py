@@ -13,7 +13,7 @@ from samples.overlap import asked, bare
 from samples.scenes import conversation
 
 DATA = Path(__file__).with_name("data")
-COUNTS = {"en": 1600, "zh": 400}
+COUNTS = {"en": 2800, "zh": 700}
 SEED = 20261120
 
 

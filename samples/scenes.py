@@ -26,7 +26,7 @@ _WEIGHTS: Mapping[str, float] = {
     "unknown": 4, "thanks": 4, "bye": 2, "confirm": 1, "repeat": 1, "gives_name": 1, "no_status": 3,
     "complaint": 5, "legal": 3, "injury": 3.5, "request": 4, "fraud": 3.5, "safety": 3,
 }  # fmt: skip
-_TOPICS_WEIGHT = 45.0
+_TOPICS_WEIGHT = 60.0
 _MEMORY: Mapping[str, float] = {"status": 14, "number": 4, "thing": 4, "name": 4}
 _REFUSALS = ("offtopic", "extract", "privacy", "bargain", "promise", "commit")
 _NEVER_FIRST = ("thanks", "bye", "confirm", "repeat")
@@ -67,14 +67,16 @@ class Scene:
 @cache
 def voice(language: str) -> Voice:
     """The phrases of `en` or `zh`: the general ones of the base corpus and the shop's."""
-    general, own = banks.acts(language), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
-    remembered = banks.memory(language)
+    general, own = banks.acts(language, further=banks.ALL), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
+    remembered = banks.memory(language, further=banks.ALL)
     acts: dict[str, Any] = dict(general)
     acts["story"] = [*general["story"], *own.pop("story")]
     for name, act in own.items():
         heard = {**remembered, **general}.get(name, {"user": []})["user"]
         acts[name] = {"user": [*heard, *act["user"]], "agent": act["agent"], "reason": name}
-    ways = {t["name"]: t for t in banks.topics("topics_zh" if language == "zh" else "topics_en_shop")}
+    ways = {
+        t["name"]: t for t in banks.topics("topics_zh" if language == "zh" else "topics_en_shop", further=banks.ALL)
+    }
     topics, shops = {}, bank(_HERE / "phrases" / f"shop_topics_{language}.yaml")
     for topic in cast(list[dict[str, Any]], shops):
         common = ways[topic["extends"]]

@@ -90,13 +90,13 @@ class Mixture:
         unheard: share of the others in which customer, assistant, company and goods have names that no list holds, and
             in which more is known about the customer: what can only be copied.
         talk: share of exchanges that are small talk, a refusal or a handover before chance decides as usual.
-        further: whether customers also speak in the ways of `phrases/further_*.yaml`.
+        further: how many of the later sets of phrases customers also use (`samples.base.banks`).
     """
 
     copies: float = 0.0
     unheard: float = 0.0
     talk: float = 0.0
-    further: bool = False
+    further: int = 0
 
 
 PLAIN = Mixture()

@@ -1,8 +1,8 @@
 """The same step as the model's own forward, with a fraction of the operations, for the Llama family.
 
 At a few million parameters a step costs what dispatching its operations costs, and Transformers' decoder layer is
-about 55 of them. Here a layer is about 20: query, key and value in one product, rotation in one multiply-add,
-attention on the store's memory without copies. Weights are the model's own (the fused matrices replace them, so
+about 55 of them. Here a layer is four products and what `between` makes of the rest: three calls where it is compiled,
+else about 16 operations of torch; attention works on the store's memory without copies. Weights are the model's own (the fused matrices replace them, so
 memory stays the same), and `loading` compares the two forwards on loading and keeps the model's own where they
 differ.
 
@@ -11,7 +11,6 @@ Not for: sliding windows, dynamic rotary scaling, biases in the MLP. `supports` 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from inference_svc.engines.rows import fourbit
+from inference_svc.engines.rows import between, fourbit
 from inference_svc.engines.rows.adapters import Mix
 from inference_svc.engines.rows.forward import Prefill
 from inference_svc.engines.rows.store import RowStore
@@ -41,6 +40,7 @@ def supports(model: PreTrainedModel) -> bool:
         and (getattr(config, "sliding_window", None) is None or config.model_type.startswith("qwen"))
         and rope.get("rope_type", "default") in ("default", "linear", "llama3")
         and not getattr(config, "mlp_bias", False)
+        and config.hidden_act in ("silu", "swish")
     )
 
 
@@ -73,15 +73,6 @@ def filled_up(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-def _rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root mean square norm. torch's own is eight operations on a CPU, of which some make copies; this is five."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    inverse = torch.addcmul(_scalar(epsilon), length, length, value=1 / x.shape[-1]).rsqrt_()
-    return (x * inverse).mul_(weight)
-
-
 PRODUCTS_FROM = 16
 """Rows from which attention of one query each is faster on a CPU as two products than as torch's blocked one."""
 
@@ -90,11 +81,6 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: flo
     """`F.scaled_dot_product_attention` in plain products."""
     weights = torch.matmul(q, k.transpose(-1, -2)).mul_(scale).add_(attn_mask)
     return torch.matmul(torch.softmax(weights, -1), v)
-
-
-@functools.cache
-def _scalar(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32)
 
 
 class _Product:
@@ -174,7 +160,6 @@ class _Layer:
         self.out = _product([attention.o_proj], packed=packed)
         self.gate_up = _product([mlp.gate_proj, mlp.up_proj], packed=packed)
         self.down = _product([mlp.down_proj], packed=packed)
-        self.activation = mlp.act_fn
         self.qkv_names = tuple(f"{name}.self_attn.{part}_proj" for part in "qkv")
         self.qkv_sizes = tuple(part.out_features for part in (attention.q_proj, attention.k_proj, attention.v_proj))
         self.out_name = (f"{name}.self_attn.o_proj",)
@@ -207,6 +192,8 @@ class LeanForward:
             _Layer(layer, f"model.layers.{number}", packed=packed) for number, layer in enumerate(model.model.layers)
         ]
         self._rotary = model.model.rotary_emb
+        self._compiled = between.compiled() if self._compiles(model) else None
+        self._between: between.Between = self._compiled or between.Plain()
         attention = model.model.layers[0].self_attn
         self.size: int = attention.head_dim
         self.kv_heads: int = attention.k_proj.out_features // self.size
@@ -232,29 +219,57 @@ class LeanForward:
         self._values = [values.view(-1, self.size) for values in store.values]
         self._generation = store.generation
 
+    def _compiles(self, model: PreTrainedModel) -> bool:
+        """Whether `between.Compiled` is for this model and its states."""
+        store = self.store
+        return (
+            store.device.type == "cpu"
+            and store.dtype == torch.float32
+            and self.embed.dtype == self.norm.dtype
+            and self.embed.dtype in (torch.float32, torch.bfloat16)
+            and model.model.layers[0].self_attn.head_dim <= between.MOST_SIZE
+        )
+
     def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
         """See `Forward.decode`."""
-        store = self.store
-        if self._generation != store.generation:
+        if self._generation != self.store.generation:
             self._refresh()
-        count = tokens.shape[0]
-        kv, size = self.kv_heads, self.size
-        group = self.heads // kv
+        attend = self._attention(positions, width)
+        x, added = F.embedding(tokens, self.embed), None
+        for number, layer in enumerate(self.layers):
+            x, normal = self._between.add_norm(x, added, layer.norm_in, layer.epsilon)
+            mixed = attend(number, layer, self._project(layer, normal, mix))
+            x, added = self._after_attention(layer, x, mixed, mix)
+        return self._logits(x, added, mix)
+
+    def _attention(self, positions: Tensor, width: int) -> Callable[[int, _Layer, Tensor], Tensor]:
+        """The attention of a decode step: number of a layer, the layer and its projection to [rows, heads * size]."""
+        store, count, size = self.store, len(positions), self.size
+        if (compiled := self._compiled) is not None:
+            positions = positions.contiguous()
+
+            def attend(number: int, layer: _Layer, flat: Tensor) -> Tensor:
+                flat = self._heads(layer, flat).view(count, -1)
+                keys, values = store.keys[number], store.values[number]
+                return compiled.attend(flat, self._cos, self._sin, positions, keys, values, self.heads, self.scale)
+
+            return attend
+
         cos, sin = self._cos[positions].view(count, 1, size), self._sin[positions].view(count, 1, size)
         at = ((self._row_base[:count] + positions)[:, None] + self._head_base).view(-1)
         hidden_by = self._columns[:width] > positions[:, None]
         mask = torch.zeros(count, width, dtype=store.dtype, device=store.device)
         mask = mask.masked_fill_(hidden_by, float("-inf")).view(count, 1, 1, width)
         spans = _spans(positions, width)
-        x = F.embedding(tokens, self.embed)
-        for number, layer in enumerate(self.layers):
-            q, k, v = self._project(layer, x, cos, sin, mix)
+
+        def attend_plainly(number: int, layer: _Layer, flat: Tensor) -> Tensor:
+            q, k, v = self._rotated(layer, flat, cos, sin)
             self._keys[number].index_copy_(0, at, k.reshape(-1, size))
             self._values[number].index_copy_(0, at, v.reshape(-1, size))
-            mixed = self._attend(number, q.reshape(count, kv, group, size), mask, spans)
-            x = self._attend_out(layer, x, mixed.reshape(count, -1), mix)
-            x = self._feed_forward(layer, x, mix)
-        return self._logits(x, mix)
+            q = q.reshape(count, self.kv_heads, self.heads // self.kv_heads, size)
+            return self._attend(number, q, mask, spans).reshape(count, -1)
+
+        return attend_plainly
 
     def prefill(self, chunk: Prefill) -> Tensor:
         """See `Forward.prefill`."""
@@ -274,8 +289,11 @@ class LeanForward:
         mask = None if start == 0 else self._columns[:width] <= self._columns[start:width, None]
         x = F.embedding(F.pad(chunk.tokens.reshape(-1), (0, filled - tokens)), self.embed)
         mix = chunk.mix.spread(length, filled) if chunk.mix is not None else None
+        added = None
         for number, layer in enumerate(self.layers):
-            q, k, v = (part[:tokens] for part in self._project(layer, x, cos, sin, mix))
+            x, normal = self._between.add_norm(x, added, layer.norm_in, layer.epsilon)
+            flat = self._project(layer, normal, mix)
+            q, k, v = (part[:tokens] for part in self._rotated(layer, flat, cos, sin))
             self._keys[number].index_copy_(0, at, k.reshape(-1, size))
             self._values[number].index_copy_(0, at, v.reshape(-1, size))
             q = q.reshape(count, length, self.heads, size).transpose(1, 2)
@@ -288,29 +306,33 @@ class LeanForward:
                 q, k, v, attn_mask=mask, is_causal=start == 0, scale=self.scale, enable_gqa=kv != self.heads
             )
             mixed = mixed.transpose(1, 2).reshape(tokens, -1)
-            x = self._attend_out(layer, x, F.pad(mixed, (0, 0, 0, filled - tokens)), mix)
-            x = self._feed_forward(layer, x, mix)
+            x, added = self._after_attention(layer, x, F.pad(mixed, (0, 0, 0, filled - tokens)), mix)
         wanted = torch.arange(count, device=store.device) * length + chunk.last
-        return self._logits(x[wanted], chunk.mix)
+        return self._logits(x[wanted], None if added is None else added[wanted], chunk.mix)
 
-    def _project(
-        self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mix: Mix | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and values, of flat hidden states [tokens, hidden]."""
-        heads, kv, size = self.heads, self.kv_heads, self.size
-        normal = _rms_norm(x, layer.norm_in, layer.epsilon)
+    @staticmethod
+    def _project(layer: _Layer, normal: Tensor, mix: Mix | None) -> Tensor:
+        """Queries, keys and values side by side, [tokens, all heads * size], of normed hidden states."""
         flat = layer.qkv(normal)
-        if mix is not None:
-            flat = mix.add(flat, normal, layer.qkv_names, layer.qkv_sizes)
+        return flat if mix is None else mix.add(flat, normal, layer.qkv_names, layer.qkv_sizes)
+
+    def _heads(self, layer: _Layer, flat: Tensor) -> Tensor:
+        """The same by heads, [tokens, all heads, size], with the norms that some families have for each."""
+        heads, kv, size = self.heads, self.kv_heads, self.size
         qkv = flat.view(-1, heads + 2 * kv, size)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = F.rms_norm(qkv[:, :heads], (size,), layer.q_norm, layer.epsilon)
-            k = F.rms_norm(qkv[:, heads : heads + kv], (size,), layer.k_norm, layer.epsilon)
-            qkv = torch.cat([q, k, qkv[:, heads + kv :]], 1)
-        qkv = qkv.to(self.store.dtype)
-        qk = qkv[:, : heads + kv]
-        qk = torch.addcmul(qk * cos, qk.roll(size // 2, -1), sin)
-        return qk[:, :heads], qk[:, heads:], qkv[:, heads + kv :]
+        if layer.q_norm is None or layer.k_norm is None:
+            return qkv
+        q = F.rms_norm(qkv[:, :heads], (size,), layer.q_norm, layer.epsilon)
+        k = F.rms_norm(qkv[:, heads : heads + kv], (size,), layer.k_norm, layer.epsilon)
+        return torch.cat([q, k, qkv[:, heads + kv :]], 1)
+
+    def _rotated(self, layer: _Layer, flat: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, [tokens, heads, size] each."""
+        heads, both = self.heads, self.heads + self.kv_heads
+        qkv = self._heads(layer, flat).to(self.store.dtype)
+        qk = qkv[:, :both]
+        qk = torch.addcmul(qk * cos, qk.roll(self.size // 2, -1), sin)
+        return qk[:, :heads], qk[:, heads:], qkv[:, both:]
 
     def _attend(self, number: int, q: Tensor, mask: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
         """Attention [rows, kv heads, group, size] of one query per head over the states of its row."""
@@ -329,21 +351,21 @@ class LeanForward:
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _attend_out(self, layer: _Layer, x: Tensor, mixed: Tensor, mix: Mix | None) -> Tensor:
+    def _after_attention(self, layer: _Layer, x: Tensor, mixed: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
+        """Hidden states after attention, and what the feed-forward part adds to them, not yet added."""
         mixed = mixed.to(x.dtype)
         out = layer.out(mixed)
-        return x + (out if mix is None else mix.add(out, mixed, layer.out_name, (x.shape[-1],)))
-
-    def _feed_forward(self, layer: _Layer, x: Tensor, mix: Mix | None) -> Tensor:
-        normal = _rms_norm(x, layer.norm_out, layer.epsilon)
+        if mix is not None:
+            out = mix.add(out, mixed, layer.out_name, (x.shape[-1],))
+        x, normal = self._between.add_norm(x, out, layer.norm_out, layer.epsilon)
         gate_up = layer.gate_up(normal)
         if mix is not None:
             gate_up = mix.add(gate_up, normal, layer.gate_up_names, layer.gate_up_sizes)
-        inner = layer.activation(gate_up[:, : self.inner]) * gate_up[:, self.inner :]
+        inner = self._between.gated(gate_up)
         out = layer.down(inner)
-        return x + (out if mix is None else mix.add(out, inner, layer.down_name, (x.shape[-1],)))
+        return x, out if mix is None else mix.add(out, inner, layer.down_name, (x.shape[-1],))
 
-    def _logits(self, x: Tensor, mix: Mix | None) -> Tensor:
-        normal = _rms_norm(x, self.norm, self.layers[0].epsilon)
+    def _logits(self, x: Tensor, added: Tensor | None, mix: Mix | None) -> Tensor:
+        _, normal = self._between.add_norm(x, added, self.norm, self.layers[0].epsilon)
         logits = self.head(normal)
         return logits if mix is None else mix.add(logits, normal, ("lm_head",), (logits.shape[-1],))

@@ -2,8 +2,7 @@
 
 bitsandbytes multiplies codes as they are only where there is AVX-512 with bfloat16; elsewhere it unpacks the whole
 weight, one code at a time, for each product. `nf4.c` does it with AVX2, which nearly every x86 processor since 2013
-has. It is compiled when it is first wanted, by the machine's own C compiler (`CC`, else `cc`);
-without one bitsandbytes does the work. ADR 0015 has the reasons. This module knows no model.
+has; where it can't be compiled, bitsandbytes does the work. ADR 0015 has the reasons. This module knows no model.
 """
 
 from __future__ import annotations
@@ -11,17 +10,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import os
-import shlex
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from bitsandbytes.functional import get_4bit_type, has_avx512bf16
 from torch import Tensor
+
+from inference_svc.engines.rows import native
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +29,6 @@ EPSILON = 2.0**-13
 """What rounding to those numbers may change of a product, relative to the largest x of its block."""
 MOST_ROWS = 192
 """With more rows it is faster to unpack the weight and let torch multiply."""
-_FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp", "-fPIC", "-shared")
 
 
 class Products:
@@ -134,16 +129,4 @@ def _compile() -> Products:
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         raise OSError("this processor has no AVX2")
-    source = Path(__file__).with_suffix(".c")
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "nf4.so"
-        command = [*shlex.split(os.environ.get("CC") or "cc"), *_FLAGS, str(source), "-o", str(library)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-        except FileNotFoundError as error:
-            raise OSError(f"there is no C compiler {command[0]!r} (Debian: gcc)") from error
-        except subprocess.CalledProcessError as error:
-            raise OSError(f"{shlex.join(command)} failed: {error.stderr.strip()[:500]}") from error
-        except subprocess.TimeoutExpired as error:
-            raise OSError(f"{shlex.join(command)} took more than a minute") from error
-        return Products(ctypes.CDLL(str(library)))
+    return Products(native.load("nf4", "-mavx2", "-mfma"))

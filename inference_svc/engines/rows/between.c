@@ -1,0 +1,227 @@
+/* What lies between the products of a decoder layer, in single passes over memory: see between.py, which compiles this.
+ *
+ * Hidden states are float or, with `half`, bfloat16 (computed in float, rounded once); keys, values and the tables of
+ * the rotation are float. A row is computed by one thread, the same way whatever other rows there are.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { BLOCK = 64, MOST_SIZE = 256 };
+
+/* Work, in numbers read, from which a second thread pays for being woken. */
+static const int64_t ALONE = 32768;
+
+INLINE float get(const void *from, int64_t i, int half) {
+    if (!half)
+        return ((const float *)from)[i];
+    const uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* To the nearest, ties to even; what is no number stays none. */
+INLINE void put(void *to, int64_t i, float value, int half) {
+    if (!half) {
+        ((float *)to)[i] = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    ((uint16_t *)to)[i] = (uint16_t)(value != value ? 0x7fc0 : rounded);
+}
+
+/* exp with a relative error of 2e-7 (Cephes' polynomial), without branches, so that it runs in all lanes. Below -87 it
+ * is 1e-38 instead of less; what is no number stays none. */
+INLINE float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    const float n = __builtin_rintf(x * 1.44269504088896341f);
+    const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+INLINE void add_norm_row(
+    char *x, const char *addend, const void *weight, char *normal, int64_t width, float epsilon, int half
+) {
+    float squares = 0.0f;
+    if (addend) {
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < width; i++) {
+            put(x, i, get(x, i, half) + get(addend, i, half), half);
+            const float sum = get(x, i, half);
+            squares += sum * sum;
+        }
+    } else {
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < width; i++)
+            squares += get(x, i, half) * get(x, i, half);
+    }
+    const float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++)
+        put(normal, i, get(x, i, half) * inverse * get(weight, i, half), half);
+}
+
+/* x += addend, unless that is NULL, and its root mean square norm. All [rows, width]; weight [width]. */
+void add_norm(
+    void *x, const void *addend, const void *weight, void *normal, int64_t rows, int64_t width, float epsilon, int half
+) {
+    const int64_t stride = width * (half ? 2 : 4);
+#pragma omp parallel for if (rows * width > ALONE)
+    for (int64_t row = 0; row < rows; row++) {
+        char *own = (char *)x + row * stride, *out = (char *)normal + row * stride;
+        const char *more = addend ? (const char *)addend + row * stride : 0;
+        if (half)
+            add_norm_row(own, more, weight, out, width, epsilon, 1);
+        else
+            add_norm_row(own, more, weight, out, width, epsilon, 0);
+    }
+}
+
+INLINE void gated_row(const char *gate_up, char *inner, int64_t width, int half) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) {
+        const float gate = get(gate_up, i, half);
+        put(inner, i, gate / (1.0f + exponential(-gate)) * get(gate_up, width + i, half), half);
+    }
+}
+
+/* silu(gate) * up. gate_up [rows, 2 * width], inner [rows, width]. */
+void gated(const void *gate_up, void *inner, int64_t rows, int64_t width, int half) {
+    const int64_t bytes = half ? 2 : 4;
+#pragma omp parallel for if (rows * width > ALONE / 4)
+    for (int64_t row = 0; row < rows; row++) {
+        const char *from = (const char *)gate_up + row * 2 * width * bytes;
+        char *to = (char *)inner + row * width * bytes;
+        if (half)
+            gated_row(from, to, width, 1);
+        else
+            gated_row(from, to, width, 0);
+    }
+}
+
+/* x [size] of a head, rotated: x * cos + (x with its halves swapped) * sin, where sin has the sign of its half. */
+INLINE void rotate(const void *x, int64_t at, const float *cos, const float *sin, float *out, int64_t size, int half) {
+    const int64_t middle = size / 2;
+#pragma omp simd
+    for (int64_t i = 0; i < middle; i++) {
+        const float low = get(x, at + i, half), high = get(x, at + middle + i, half);
+        out[i] = low * cos[i] + high * sin[i];
+        out[middle + i] = high * cos[middle + i] + low * sin[middle + i];
+    }
+}
+
+/* Attention of one query over `count` keys and values [count, size]. The sums go block by block, as in FlashAttention
+ * (Dao et al. 2022), so memory does not grow with the length. */
+INLINE void attend_one(
+    const float *query, const float *keys, const float *values, int64_t count, float scale, float *out, int64_t size
+) {
+    float weights[BLOCK], sums[MOST_SIZE], highest = -INFINITY, total = 0.0f;
+    for (int64_t i = 0; i < size; i++)
+        sums[i] = 0.0f;
+    for (int64_t start = 0; start < count; start += BLOCK) {
+        const int64_t block = count - start < BLOCK ? count - start : BLOCK;
+        float high = highest;
+        for (int64_t c = 0; c < block; c++) {
+            const float *key = keys + (start + c) * size;
+            float score = 0.0f;
+#pragma omp simd reduction(+ : score)
+            for (int64_t i = 0; i < size; i++)
+                score += query[i] * key[i];
+            weights[c] = score * scale;
+            high = weights[c] > high ? weights[c] : high;
+        }
+        float added = 0.0f;
+#pragma omp simd reduction(+ : added)
+        for (int64_t c = 0; c < block; c++) {
+            weights[c] = exponential(weights[c] - high);
+            added += weights[c];
+        }
+        const float kept = exponential(highest - high);
+        highest = high;
+        total = total * kept + added;
+        for (int64_t i = 0; i < size; i++)
+            sums[i] *= kept;
+        for (int64_t c = 0; c < block; c++) {
+            const float *value = values + (start + c) * size, weight = weights[c];
+#pragma omp simd
+            for (int64_t i = 0; i < size; i++)
+                sums[i] += weight * value[i];
+        }
+    }
+    for (int64_t i = 0; i < size; i++)
+        out[i] = sums[i] / total;
+}
+
+/* One row's heads that share keys and values: rotate, store the new state, attend. */
+INLINE void attend_group(
+    const char *flat, const float *cos, const float *sin, int64_t position, float *keys, float *values, char *mixed,
+    int64_t head, int64_t heads, int64_t kv_heads, float scale, int64_t size, int half
+) {
+    float query[MOST_SIZE], out[MOST_SIZE];
+    const int64_t group = heads / kv_heads;
+    rotate(flat, (heads + head) * size, cos, sin, keys + position * size, size, half);
+    for (int64_t i = 0; i < size; i++)
+        values[position * size + i] = get(flat, (heads + kv_heads + head) * size + i, half);
+    for (int64_t g = head * group; g < (head + 1) * group; g++) {
+        rotate(flat, g * size, cos, sin, query, size, half);
+        attend_one(query, keys, values, position + 1, scale, out, size);
+        for (int64_t i = 0; i < size; i++)
+            put(mixed, g * size + i, out[i], half);
+    }
+}
+
+/* Attention of one new token per row, which is written into the states first.
+ *
+ * flat: [rows, (heads + 2 * kv_heads) * size] queries, keys and values before the rotation.
+ * cos, sin: [columns, size], sin negative in its first half.
+ * positions: [rows] column of the new token.
+ * keys, values: [at least rows, kv_heads, columns, size].
+ * mixed: [rows, heads * size], the result. */
+void attend(
+    const void *flat, const float *cos, const float *sin, const int64_t *positions, float *keys, float *values,
+    void *mixed, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size, int64_t columns, float scale, int half
+) {
+    const int64_t bytes = half ? 2 : 4;
+    int64_t work = 0;
+    for (int64_t row = 0; row < rows; row++)
+        work += (positions[row] + 1) * heads * size * 2;
+#pragma omp parallel for schedule(dynamic, 4) if (work > ALONE)
+    for (int64_t task = 0; task < rows * kv_heads; task++) {
+        const int64_t row = task / kv_heads, head = task % kv_heads, position = positions[row];
+        const char *own = (const char *)flat + row * (heads + 2 * kv_heads) * size * bytes;
+        char *out = (char *)mixed + row * heads * size * bytes;
+        const float *own_cos = cos + position * size, *own_sin = sin + position * size;
+        float *own_keys = keys + task * columns * size, *own_values = values + task * columns * size;
+#define GROUP(size_, half_)                                                                                            \
+    attend_group(                                                                                                      \
+        own, own_cos, own_sin, position, own_keys, own_values, out, head, heads, kv_heads, scale, size_, half_         \
+    )
+        /* Sizes that the compiler knows keep their sums in registers. */
+        if (half)
+            GROUP(size, 1);
+        else if (size == 32)
+            GROUP(32, 0);
+        else if (size == 64)
+            GROUP(64, 0);
+        else if (size == 128)
+            GROUP(128, 0);
+        else
+            GROUP(size, 0);
+    }
+}
