@@ -1,8 +1,8 @@
 """The phrase banks of the base corpus, each joined with more ways of saying the same (`phrases/ways_*.yaml`).
 
-`further` says how many of the later sets are joined too: none, `phrases/further_*.yaml`, or also `phrases/contrast_*.yaml`,
-many of whose lines sound like another matter than theirs. They are apart because the first stages of training were made
-without them, and a stage's corpus must come out as it was.
+`further` says how many of the later sets are joined too: none, `phrases/further_*.yaml`, or `phrases/contrast_*.yaml`
+as well, many of whose lines sound like another matter than theirs. They are apart because the first stages of training
+were made without them, and a stage's corpus must come out as it was.
 
 It knows the files and nothing of what is made of them.
 """

@@ -2,9 +2,9 @@
 
 At a few million parameters a step costs what dispatching its operations costs, and Transformers' decoder layer is
 about 55 of them. Here a layer is four products and what `between` makes of the rest: three calls where it is compiled,
-else about 16 operations of torch; attention works on the store's memory without copies. Weights are the model's own (the fused matrices replace them, so
-memory stays the same), and `loading` compares the two forwards on loading and keeps the model's own where they
-differ.
+else about 16 operations of torch; attention works on the store's memory without copies. Weights are the model's own
+(the fused matrices replace them, so memory stays the same), and `loading` compares the two forwards on loading and
+keeps the model's own where they differ.
 
 Not for: sliding windows, dynamic rotary scaling, biases in the MLP. `supports` says so.
 """
