@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from samples.base import banks
+from samples.base.copying import invented_name
 from samples.base.corpus import company_name
 from samples.grammar import bank, expand
 from samples.lines import Speech
@@ -112,10 +113,14 @@ def _open(language: str, rng: random.Random) -> Scene:
         "mash": [_mash(rng) for _ in range(4)], "emoji": words["emoji"], "d": f"{day} {world['months'][month]}",
     }  # fmt: skip
     scene = Scene(spoken, slots)
-    if rng.random() < 0.28:
+    if rng.random() < 0.33:
+        _rename(slots, words["items"], language, rng)
         record = words
         if language == "zh" and rng.random() < 0.5:
             record = words["english"]
+            if rng.random() < 0.7:
+                english = bank(_HERE / "phrases" / "shop_world.yaml")["en"]
+                slots["item"] = f"{rng.choice(english['colours'])} {rng.choice(english['items'])}"
         elif language == "zh":
             slots["d"] = f"{month + 1}月{day}日"
         state, said = rng.choice(record["states"])
@@ -125,6 +130,15 @@ def _open(language: str, rng: random.Random) -> Scene:
         lines = ("customer", "order", "last") if scene.last else ("customer", "order")
         scene.memory = [expand(record["facts"][line], rng, slots) for line in lines]
     return scene
+
+
+def _rename(slots: dict[str, Any], items: Sequence[str], language: str, rng: random.Random) -> None:
+    """Names and goods that no list holds, now and then: what is known of a customer must be copied, not learned."""
+    if rng.random() < 0.6:
+        slots["name"] = invented_name(language if rng.random() < 0.6 else "en", rng)
+    if rng.random() < 0.5:
+        word = rng.choice((invented_name(language, rng).lower(), rng.choice(items).split()[-1]))
+        slots["item"] = f"{word}{'' if language == 'zh' else ' '}{rng.choice(items)}"
 
 
 def _mash(rng: random.Random) -> str:
