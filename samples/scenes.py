@@ -22,8 +22,8 @@ ENDS = ("bye", *HANDOVERS)
 """Acts after which the customer has nothing more to say to Mila."""
 
 _WEIGHTS: Mapping[str, float] = {
-    "greet": 2.5, "who": 3, "robot": 2.5, "skills": 2, "mild": 2.5, "insult": 1.5, "unclear": 3, "tongue": 1.5,
-    "mood": 1.5, "offtopic": 5, "extract": 4, "privacy": 5, "bargain": 4, "promise": 3, "commit": 3, "rival": 2,
+    "greet": 2.5, "who": 3, "robot": 4, "skills": 2, "mild": 4, "insult": 2.5, "unclear": 3, "tongue": 1.5,
+    "mood": 2.5, "offtopic": 6, "extract": 4, "privacy": 8, "bargain": 4, "promise": 3, "commit": 3, "rival": 4,
     "unknown": 4, "thanks": 4, "bye": 2, "confirm": 1, "repeat": 1, "gives_name": 1, "no_status": 3,
     "complaint": 5, "legal": 3, "injury": 3.5, "request": 4, "fraud": 3.5, "safety": 3,
 }  # fmt: skip
