@@ -24,7 +24,7 @@ from inference_svc.engines.rows.sampling import Choice, choose
 from inference_svc.engines.rows.store import RowStore
 from inference_svc.generation import EngineEvent, FinishReason, TokenLogprob, TopLogprob
 
-MESSAGE_SECONDS = 0.002
+MESSAGE_SECONDS = 0.0025
 """Deliveries are spaced so that all rows together cause about one message in this time: service and client spend up to
 600 microseconds on each, on cores that the model needs too."""
 LONGEST_HOLD = 0.08
