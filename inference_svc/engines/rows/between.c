@@ -190,24 +190,29 @@ INLINE void attend_group(
  *
  * flat: [rows, (heads + 2 * kv_heads) * size] queries, keys and values before the rotation.
  * cos, sin: [columns, size], sin negative in its first half.
- * positions: [rows] column of the new token.
+ * positions: [rows] column of the new token; from `width` on, a row is passed over and its result is 0.
  * keys, values: [at least rows, kv_heads, columns, size].
  * mixed: [rows, heads * size], the result. */
 void attend(
     const void *flat, const float *cos, const float *sin, const int64_t *positions, float *keys, float *values,
-    void *mixed, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size, int64_t columns, float scale, int half
+    void *mixed, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size, int64_t columns, int64_t width,
+    float scale, int half
 ) {
     const int64_t bytes = half ? 2 : 4;
     int64_t work = 0;
     for (int64_t row = 0; row < rows; row++)
-        work += (positions[row] + 1) * heads * size * 2;
-#pragma omp parallel for schedule(dynamic, 4) if (work > ALONE)
+        work += positions[row] < width ? (positions[row] + 1) * heads * size * 2 : 0;
+#pragma omp parallel for schedule(dynamic, 1) if (work > 4 * ALONE)
     for (int64_t task = 0; task < rows * kv_heads; task++) {
         const int64_t row = task / kv_heads, head = task % kv_heads, position = positions[row];
         const char *own = (const char *)flat + row * (heads + 2 * kv_heads) * size * bytes;
         char *out = (char *)mixed + row * heads * size * bytes;
         const float *own_cos = cos + position * size, *own_sin = sin + position * size;
         float *own_keys = keys + task * columns * size, *own_values = values + task * columns * size;
+        if (position >= width) {
+            memset(out + head * (heads / kv_heads) * size * bytes, 0, heads / kv_heads * size * bytes);
+            continue;
+        }
 #define GROUP(size_, half_)                                                                                            \
     attend_group(                                                                                                      \
         own, own_cos, own_sin, position, own_keys, own_values, out, head, heads, kv_heads, scale, size_, half_         \

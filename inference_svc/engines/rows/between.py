@@ -33,14 +33,14 @@ class Between(Protocol):
 
         Args:
             x: [rows, width], contiguous.
-            addend: the same, or None for nothing.
+            addend: [rows, width], or None for nothing.
             weight: [width] of the norm.
             epsilon: of the norm.
         """
         ...
 
     def gated(self, gate_up: Tensor) -> Tensor:
-        """silu(gate) * up [rows, width] of what lies side by side in `gate_up` [rows, 2 * width], contiguous."""
+        """silu(gate) * up [rows, width] of what lies side by side in `gate_up` [rows, 2 * width]."""
         ...
 
 
@@ -65,7 +65,7 @@ class Plain:
 
 
 class Compiled:
-    """With `between.c`, on a CPU, hidden states in float32 or bfloat16. Not reentrant on one thread's tensors.
+    """With `between.c`, on a CPU: hidden states, weights and results of products all in float32, or all in bfloat16.
 
     Args:
         library: `between.c`, loaded.
@@ -76,13 +76,14 @@ class Compiled:
         self._add_norm, self._gated, self._attend = library.add_norm, library.gated, library.attend
         self._add_norm.argtypes = [*[pointer] * 4, *[size] * 2, number, flag]
         self._gated.argtypes = [*[pointer] * 2, *[size] * 2, flag]
-        self._attend.argtypes = [*[pointer] * 7, *[size] * 5, number, flag]
+        self._attend.argtypes = [*[pointer] * 7, *[size] * 6, number, flag]
         for function in (self._add_norm, self._gated, self._attend):
             function.restype = None
 
     def add_norm(self, x: Tensor, addend: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         """See `Between`."""
         normal = torch.empty_like(x)
+        addend = None if addend is None else addend.contiguous()
         more = None if addend is None else addend.data_ptr()
         half = x.dtype == torch.bfloat16
         self._add_norm(x.data_ptr(), more, weight.data_ptr(), normal.data_ptr(), *x.shape, epsilon, half)
@@ -90,6 +91,7 @@ class Compiled:
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """See `Between`."""
+        gate_up = gate_up.contiguous()
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         inner = gate_up.new_empty(rows, width)
         self._gated(gate_up.data_ptr(), inner.data_ptr(), rows, width, gate_up.dtype == torch.bfloat16)
@@ -104,26 +106,29 @@ class Compiled:
         keys: Tensor,
         values: Tensor,
         heads: int,
+        width: int,
         scale: float,
     ) -> Tensor:
         """Attention [rows, heads * size] of one new token per row, whose keys and values are written first.
 
         Args:
-            flat: [rows, (heads + 2 * kv_heads) * size] queries, keys and values before the rotation, contiguous.
+            flat: [rows, (heads + 2 * kv_heads) * size] queries, keys and values before the rotation.
             cos: float32 [columns, size].
             sin: the same, negative in its first half.
-            positions: int64 [rows] column of the new token.
+            positions: int64 [rows] column of the new token, contiguous.
             keys: float32 [at least rows, kv_heads, columns, size], contiguous.
             values: the same.
             heads: of the queries.
+            width: rows whose position is not below it are passed over, and their result is 0.
             scale: of the scores.
         """
+        flat = flat.contiguous()
         rows = flat.shape[0]
         _, kv_heads, columns, size = keys.shape
         mixed = flat.new_empty(rows, heads * size)
         self._attend(
             flat.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), keys.data_ptr(), values.data_ptr(),
-            mixed.data_ptr(), rows, heads, kv_heads, size, columns, scale, flat.dtype == torch.bfloat16,
+            mixed.data_ptr(), rows, heads, kv_heads, size, columns, width, scale, flat.dtype == torch.bfloat16,
         )  # fmt: skip
         return mixed
 
@@ -134,7 +139,7 @@ def compiled() -> Compiled | None:
     try:
         return Compiled(native.load("between", "-march=native"))
     except OSError as error:
-        log.warning("%s: small models take about twice as long for a step as they could", error)
+        log.warning("%s: small models take up to half as long again for a step as they could", error)
         return None
 
 

@@ -50,7 +50,7 @@ class Forward(Protocol):
         Args:
             tokens: [n] last token of each slot.
             positions: [n] where it stands; its keys and values are written there.
-            width: at least the highest position plus one.
+            width: at least one more than the highest position of the slots that are read; others may be passed over.
             mix: which adapter each slot has; None if none has one.
         """
         ...

@@ -74,10 +74,11 @@ def filled_up(tokens: int) -> int:
 
 
 PRODUCTS_FROM = 16
-"""Rows from which attention of one query each is faster on a CPU as two products than as torch's blocked one."""
+"""Rows from which attention of one query each is faster on a CPU as two products than as torch's blocked one, where
+`between` is not compiled."""
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float) -> Tensor:
+def _attend_in_products(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float) -> Tensor:
     """`F.scaled_dot_product_attention` in plain products."""
     weights = torch.matmul(q, k.transpose(-1, -2)).mul_(scale).add_(attn_mask)
     return torch.matmul(torch.softmax(weights, -1), v)
@@ -199,7 +200,6 @@ class LeanForward:
         self.kv_heads: int = attention.k_proj.out_features // self.size
         self.heads: int = attention.q_proj.out_features // self.size
         self.scale: float = attention.scaling
-        self.inner: int = model.model.layers[0].mlp.gate_proj.out_features
         self._generation = -1
         self._refresh()
 
@@ -225,8 +225,9 @@ class LeanForward:
         return (
             store.device.type == "cpu"
             and store.dtype == torch.float32
-            and self.embed.dtype == self.norm.dtype
             and self.embed.dtype in (torch.float32, torch.bfloat16)
+            and {self.norm.dtype, *(norm.dtype for own in self.layers for norm in (own.norm_in, own.norm_out))}
+            == {self.embed.dtype}
             and model.model.layers[0].self_attn.head_dim <= between.MOST_SIZE
         )
 
@@ -249,9 +250,11 @@ class LeanForward:
             positions = positions.contiguous()
 
             def attend(number: int, layer: _Layer, flat: Tensor) -> Tensor:
-                flat = self._heads(layer, flat).view(count, -1)
+                flat = self._heads(layer, flat).reshape(count, -1)
                 keys, values = store.keys[number], store.values[number]
-                return compiled.attend(flat, self._cos, self._sin, positions, keys, values, self.heads, self.scale)
+                return compiled.attend(
+                    flat, self._cos, self._sin, positions, keys, values, self.heads, width, self.scale
+                )
 
             return attend
 
@@ -338,7 +341,7 @@ class LeanForward:
         """Attention [rows, kv heads, group, size] of one query per head over the states of its row."""
         keys, values = self.store.keys[number], self.store.values[number]
         plain = q.device.type == "cpu" and q.dtype == torch.float32 and len(q) >= PRODUCTS_FROM
-        attention = _attention if plain else F.scaled_dot_product_attention
+        attention = _attend_in_products if plain else F.scaled_dot_product_attention
         parts = [
             attention(
                 q[start:stop],

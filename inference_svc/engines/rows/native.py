@@ -1,7 +1,7 @@
 """C sources beside this module, compiled when they are first wanted, by the machine's own C compiler (`CC`, else `cc`).
 
-What they do, torch can do as well, only slower, so a machine without a compiler serves too. Their threads are torch's:
-the process has one OpenMP. This module knows no model.
+What they do, torch can do as well, only slower, so a machine without a compiler serves too. With torch's wheels
+for Linux and gcc their threads are torch's, since both use the one libgomp of the process. This module knows no model.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -10,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_svc.engines.rows import between, native
+from inference_svc.engines.rows import between, lean, native
+from inference_svc.engines.rows.forward import layer_shapes
+from inference_svc.engines.rows.store import RowStore
+
+from . import tiny
 
 PRECISIONS = [torch.float32, torch.bfloat16]
 
@@ -36,9 +41,9 @@ def test_add_norm(compiled: between.Compiled, shape: tuple[int, int], dtype: tor
     torch.manual_seed(1)
     x, addend = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     weight = torch.randn(shape[1]).to(dtype)
-    for added in (None, addend):
+    for added, between_ in itertools.product((None, addend), (compiled, between.Plain())):
         total = x if added is None else x + added
-        got, normal = compiled.add_norm(x.clone(), added, weight, 1e-5)
+        got, normal = between_.add_norm(x.clone(), added, weight, 1e-5)
         assert torch.equal(got, total)
         exact = total.double()
         close(normal, exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + 1e-5) * weight.double())
@@ -50,14 +55,16 @@ def test_gated(compiled: between.Compiled, dtype: torch.dtype) -> None:
     gate_up = (torch.randn(77, 2 * 36) * 30).to(dtype)
     gate_up[0, :4] = torch.tensor([200.0, -200.0, 88.0, -88.0])
     gate, up = gate_up.double().chunk(2, -1)
-    close(compiled.gated(gate_up), torch.nn.functional.silu(gate) * up)
+    expected = torch.nn.functional.silu(gate) * up
+    close(compiled.gated(gate_up), expected)
+    torch.testing.assert_close(between.Plain().gated(gate_up).double(), expected, rtol=2e-2, atol=1e-2)
 
 
 class States:
     """Random states and tables of rotation for `rows` rows."""
 
     def __init__(self, rows: int, heads: int, kv_heads: int, size: int, columns: int, dtype: torch.dtype) -> None:
-        self.heads, self.kv_heads, self.size = heads, kv_heads, size
+        self.heads, self.kv_heads, self.size, self.width = heads, kv_heads, size, columns
         self.flat = torch.randn(rows, (heads + 2 * kv_heads) * size).to(dtype)
         angles = torch.rand(columns, size // 2) * 6
         self.cos = angles.cos().repeat(1, 2)
@@ -68,7 +75,7 @@ class States:
     def attend(self, compiled: between.Compiled, rows: slice = slice(None)) -> Tensor:
         return compiled.attend(
             self.flat[rows], self.cos, self.sin, self.positions[rows], self.keys[rows], self.values[rows],
-            self.heads, 0.2,
+            self.heads, self.width, 0.2,
         )  # fmt: skip
 
     def expected(self) -> Tensor:
@@ -107,6 +114,43 @@ def test_attend(compiled: between.Compiled, heads: int, kv_heads: int, size: int
     for new, old in ((states.keys, old_keys), (states.values, old_values)):
         changed = (new != old).any(-1).any(1)
         assert torch.equal(changed, written)
+
+
+def test_rows_beyond_the_width_are_passed_over(compiled: between.Compiled) -> None:
+    torch.manual_seed(6)
+    states = States(3, 4, 2, 32, 100, torch.float32)
+    states.positions[:] = torch.tensor([49, 50, 3])
+    every, states.width = states.attend(compiled), 50
+    old = states.keys.clone()
+    got = states.attend(compiled)
+    assert torch.equal(got[[0, 2]], every[[0, 2]])
+    assert not got[1].any()
+    assert torch.equal(states.keys[1], old[1])
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-mha", "qwen3"])
+def test_a_step_of_the_lean_forward_is_the_same_without_a_compiler(
+    compiled: between.Compiled, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Rows enough for attention in products, of such different lengths that it runs in several spans."""
+    model = tiny.loaded(family).model.float()
+    logits = []
+    for found in (compiled, None):
+        monkeypatch.setattr(between, "compiled", lambda found=found: found)
+        store = RowStore(
+            layer_shapes(model), dtype=torch.float32, device=torch.device("cpu"), max_rows=32, max_columns=256,
+            token_budget=32 * 256,
+        )  # fmt: skip
+        store.reserve(24, 256)
+        torch.manual_seed(7)
+        for plane in store.planes:
+            plane.normal_()
+        forward = lean.LeanForward(model, store)
+        assert (forward._compiled is None) is (found is None)
+        positions = torch.tensor([3] * 16 + [200] * 8)
+        with torch.inference_mode():
+            logits.append(forward.decode(torch.arange(24), positions, 201, None))
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(compiled: between.Compiled) -> None:
