@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from samples.base import banks
-from samples.base.copying import invented_name
+from samples.base.copying import invented_item, invented_name
 from samples.base.corpus import company_name
 from samples.grammar import bank, expand
 from samples.lines import Speech
@@ -119,7 +119,7 @@ def _open(language: str, rng: random.Random) -> Scene:
         if language == "zh" and rng.random() < 0.5:
             record = words["english"]
             if rng.random() < 0.7:
-                english = bank(_HERE / "phrases" / "shop_world.yaml")["en"]
+                english = voice("en").words
                 slots["item"] = f"{rng.choice(english['colours'])} {rng.choice(english['items'])}"
         elif language == "zh":
             slots["d"] = f"{month + 1}月{day}日"
@@ -137,8 +137,7 @@ def _rename(slots: dict[str, Any], items: Sequence[str], language: str, rng: ran
     if rng.random() < 0.6:
         slots["name"] = invented_name(language if rng.random() < 0.6 else "en", rng)
     if rng.random() < 0.5:
-        word = rng.choice((invented_name(language, rng).lower(), rng.choice(items).split()[-1]))
-        slots["item"] = f"{word}{'' if language == 'zh' else ' '}{rng.choice(items)}"
+        slots["item"] = invented_item(language, items, rng)
 
 
 def _mash(rng: random.Random) -> str:

@@ -5,6 +5,7 @@ names that no corpus has seen.
 """
 
 import random
+from collections.abc import Sequence
 
 from samples.base import banks
 from samples.grammar import bank
@@ -67,3 +68,9 @@ def invented_name(language: str, rng: random.Random) -> str:
         rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(["", "", "n", "r", "s", "l"])
         for _ in range(syllables)
     ).capitalize()
+
+
+def invented_item(language: str, items: Sequence[str], rng: random.Random) -> str:
+    """One of the goods with a word before it that makes it one that no list holds."""
+    word = rng.choice((invented_name(language, rng).lower(), rng.choice(items).split()[-1]))
+    return f"{word}{'' if language == 'zh' else ' '}{rng.choice(items)}"

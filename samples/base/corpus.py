@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from samples.base import banks
-from samples.base.copying import copying, invented_name
+from samples.base.copying import copying, invented_item, invented_name
 from samples.grammar import expand
 from samples.lines import Speech, transfer
 from samples.overlap import asked, bare
@@ -222,9 +222,7 @@ def _rename(scene: _Scene, rng: random.Random) -> None:
     if rng.random() < 0.7:
         slots["company"] = invented_name("en", rng)
     if rng.random() < 0.5:
-        chinese = language == "zh"
-        word = rng.choice((invented_name(language, rng).lower(), rng.choice(goods).split()[-1]))
-        slots["item"] = f"{word}{'' if chinese else ' '}{rng.choice(goods)}"
+        slots["item"] = invented_item(language, goods, rng)
     scene.remembers = 0.75
 
 
