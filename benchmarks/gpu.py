@@ -1,6 +1,6 @@
 """The rows engine on a GPU, beside the same model's own forward and `transformers serve --continuous-batching`.
 
-    python -m benchmarks.gpu [--quick] [--json FILE] [--part card,make,bf16,serve,nf4,serve-nf4]
+    python -m benchmarks.gpu [--quick] [--json FILE] [--part card,make,bf16,serve,nf4,serve-nf4] [--sides forward,engine]
 
 An 8B shape with random weights, 100-token prompts of which none begins like another, 64 new tokens, greedy. Each part
 runs in a process of its own with a time limit, and every line is kept as soon as it is measured, so a part that breaks
@@ -48,6 +48,8 @@ from benchmarks.sides.rounds import machine
 PROMPT, NEW = 100, 64
 PARTS = {"card": 60.0, "make": 90.0, "bf16": 110.0, "serve": 90.0, "nf4": 110.0, "serve-nf4": 90.0}
 """Names, in the order of what they are worth, and seconds that each may take."""
+SIDES = ("forward", "engine-eager", "engine", "engine-wide", "loops")
+"""In process; `loops` stands for `forward-graph`, `lean` and `lean-graph`."""
 LEAST_SECONDS = 10.0
 """A part that has less left is not started."""
 COPIED = 4 << 30
@@ -89,8 +91,10 @@ def make(results: Results, folder: Path, shape: str) -> None:
     results.add(part="make", seconds=round(time.perf_counter() - begun, 1), gb=round(size / 1e9, 2), folder=str(folder))
 
 
-def in_process(results: Results, folder: Path, precision: str, batches: Sequence[int], rounds: int) -> None:
-    """All sides that are a model in this process."""
+def in_process(
+    results: Results, folder: Path, precision: str, batches: Sequence[int], rounds: int, sides: Sequence[str]
+) -> None:
+    """Those of `sides` that are a model in this process."""
     from inference_svc.engines.rows import loading
     from inference_svc.engines.rows.parameters import RowsParameters
 
@@ -112,14 +116,19 @@ def in_process(results: Results, folder: Path, precision: str, batches: Sequence
     common = {"quantization": quantization, "dtype": parameters.dtype}
     wide = [batch for batch in batches if batch > 8]
     # What is nearest to plain PyTorch first: if a graph breaks the device's context, the rest of the process is lost.
-    for batch in batches:
-        report.guarded("forward", batch, lambda size, new: decode_loops.own_forward(loaded.model, size, PROMPT, new))
-    asyncio.run(_engine(report, "engine-eager", batches, prompts, 1, folder, loaded, {**common, "graphs": False}))
-    asyncio.run(_engine(report, "engine", batches, prompts, rounds, folder, loaded, common))
-    if wide:
-        more = {**common, "prefill_tokens": 8192}
-        asyncio.run(_engine(report, "engine-wide", wide, prompts, rounds, folder, loaded, more))
-    _loops(report, batches, loaded, parameters)
+    if "forward" in sides:
+        for batch in batches:
+            report.guarded("forward", batch, lambda size, new: decode_loops.own_forward(loaded.model, size, PROMPT, new))
+    engines: list[tuple[str, Sequence[int], int, dict[str, Any]]] = [
+        ("engine-eager", batches, 1, {"graphs": False}),
+        ("engine", batches, rounds, {}),
+        ("engine-wide", wide, rounds, {"prefill_tokens": 8192}),
+    ]
+    for name, sizes, times, more in engines:
+        if name in sides and sizes:
+            asyncio.run(_engine(report, name, sizes, prompts, times, folder, loaded, {**common, **more}))
+    if "loops" in sides:
+        _loops(report, batches, loaded, parameters)
 
 
 def _loops(report: Report, batches: Sequence[int], loaded: Any, parameters: Any) -> None:
@@ -273,7 +282,7 @@ def inside(arguments: argparse.Namespace, results: Results) -> None:
     elif part == "make":
         make(results, folder, arguments.shape)
     elif part in ("bf16", "nf4"):
-        in_process(results, folder, part, batches, rounds)
+        in_process(results, folder, part, batches, rounds, arguments.sides.split(","))
     else:
         asyncio.run(_served(results, folder, "nf4" if part.endswith("nf4") else "bf16", batches, rounds))
 
@@ -284,6 +293,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round each, of 1 and 8 requests")
     parser.add_argument("--json", type=Path, help="write the figures to this file, after every part")
     parser.add_argument("--part", default=",".join(PARTS), help="default: %(default)s")
+    parser.add_argument("--sides", default=",".join(SIDES), help="in process; default: %(default)s")
     parser.add_argument("--requests", help="default: 1,8,32,64, or 1,8 with --quick")
     parser.add_argument("--shape", choices=sorted(large_model.SHAPES), default="8b", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=600.0, help="for all parts together; default: %(default)s")
@@ -312,6 +322,7 @@ def main() -> int:
                 continue
             command = [sys.executable, "-m", "benchmarks.gpu", "--inside", "--part", part, "--folder", str(folder)]
             command += ["--lines", str(lines), "--requests", arguments.requests, "--shape", arguments.shape]
+            command += ["--sides", arguments.sides]
             command += ["--quick"] if arguments.quick else []
             wrong = limited(command, min(PARTS[part], until - begun))
             results.add(ended=part, seconds=round(time.monotonic() - begun, 1), **({"wrong": wrong} if wrong else {}))

@@ -1,4 +1,7 @@
-"""The loss on a CPU: project only the tokens that count, in one piece, where TRL's fused head works in tiles.
+"""The loss on a CPU: read what all rows begin with once, and project only the tokens that count, in one piece.
+
+Conversations with one agent begin with the same system prompt, often a quarter of all tokens. It is read in one row,
+and its keys and values serve all rows of the batch; gradients flow back through them as if each row had read its own.
 
 TRL's tiles keep the memory of a large vocabulary low and recompute it for the gradient; on a CPU, with a small model
 and vocabulary, that takes half of the training time (measured on 2 vCPU, 6M parameters, 6,144 tokens, 4,096 tokens a
@@ -14,6 +17,8 @@ MOST_LOGITS = 1 << 26
 """Logits in one piece at most (256 MiB in fp32)."""
 LONGEST_EAGER = 512
 """Rows up to this many tokens train faster on a CPU with eager attention than with the fused kernel's backward pass."""
+_SHORTEST_SHARED = 8
+"""Tokens from which on reading a shared prefix apart is worth a second forward pass."""
 _HEAD_EXTRAS = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 """Settings of model configurations that make the head more than a projection."""
 
@@ -35,16 +40,50 @@ def lean_trainer() -> type[Any]:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             # accelerate wraps the forward of the whole model only, and this goes past it.
             with self.accelerator.autocast():
-                hidden = causal.base_model(
-                    input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-                ).last_hidden_state[:, :-1]
-                logits = causal.get_output_embeddings()(hidden[counted])
+                hidden, read = last_hidden(causal.base_model, inputs["input_ids"], inputs["attention_mask"], counted)
+                counted, labels = counted[:, read:], labels[:, read:]
+                logits = causal.get_output_embeddings()(hidden[:, :-1][counted])
             total = torch.nn.functional.cross_entropy(logits.float(), labels[counted], reduction="sum")
             self._total_train_tokens += int(inputs["attention_mask"].sum())
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             return total / torch.as_tensor(num_items_in_batch or counted.sum()).clamp(min=1)
 
     return LeanTrainer
+
+
+def last_hidden(model: Any, input_ids: Any, attention_mask: Any, counted: Any) -> tuple[Any, int]:
+    """Hidden states of a causal model without its head, but for those of a prefix that all rows share.
+
+    Args:
+        model: the decoder.
+        input_ids: int64 [rows, positions], padded on the right.
+        attention_mask: 1 for a token and 0 for padding, same shape.
+        counted: bool [rows, positions - 1], whether the loss looks at what is predicted there.
+
+    Returns:
+        [rows, positions - prefix, width], and the length of the prefix.
+    """
+    from transformers import DynamicCache
+
+    shared = _shared_prefix(input_ids, attention_mask, counted)
+    cache = DynamicCache(config=model.config) if shared >= _SHORTEST_SHARED else None
+    if cache is None or any(type(layer).__name__ != "DynamicLayer" for layer in cache.layers):
+        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state, 0
+    model(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True)
+    for layer in cache.layers:
+        layer.keys, layer.values = (states.expand(len(input_ids), -1, -1, -1) for states in (layer.keys, layer.values))
+    rest = model(
+        input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True
+    )
+    return rest.last_hidden_state, shared
+
+
+def _shared_prefix(input_ids: Any, attention_mask: Any, counted: Any) -> int:
+    """Tokens with which all rows begin alike and of which the loss needs no prediction; 0 for a single row."""
+    if len(input_ids) < 2:
+        return 0
+    alike = (input_ids[:, :-1] == input_ids[:1, :-1]) & attention_mask[:, :-1].bool() & ~counted
+    return int(alike.all(0).long().cumprod(0).sum())
 
 
 def prefer_eager(model: Any, longest: int) -> None:

@@ -35,6 +35,12 @@ _FURTHER = (
         "acts_en": ("contrast_en_talk", "contrast_en_care"),
         "acts_zh": ("contrast_zh_acts",),
     },
+    {
+        "topics_en_shop": ("broad_en_topics_a", "broad_en_topics_b", "people_en_topics_a", "people_en_topics_b"),
+        "topics_zh": ("broad_zh_topics", "people_zh_topics"),
+        "acts_en": ("broad_en_talk", "broad_en_care", "people_en_acts"),
+        "acts_zh": ("broad_zh_acts", "people_zh_acts"),
+    },
 )
 ALL = len(_FURTHER)
 """All later sets."""
