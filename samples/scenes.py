@@ -68,16 +68,14 @@ class Scene:
 @cache
 def voice(language: str) -> Voice:
     """The phrases of `en` or `zh`: the general ones of the base corpus and the shop's."""
-    general, own = banks.acts(language, further=banks.ALL), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
-    remembered = banks.memory(language, further=banks.ALL)
+    general, own = banks.acts(language), dict(bank(_HERE / "phrases" / f"shop_acts_{language}.yaml"))
+    remembered = banks.memory(language)
     acts: dict[str, Any] = dict(general)
     acts["story"] = [*general["story"], *own.pop("story")]
     for name, act in own.items():
         heard = {**remembered, **general}.get(name, {"user": []})["user"]
         acts[name] = {"user": [*heard, *act["user"]], "agent": act["agent"], "reason": name}
-    ways = {
-        t["name"]: t for t in banks.topics("topics_zh" if language == "zh" else "topics_en_shop", further=banks.ALL)
-    }
+    ways = {t["name"]: t for t in banks.topics("topics_zh" if language == "zh" else "topics_en_shop")}
     topics, shops = {}, bank(_HERE / "phrases" / f"shop_topics_{language}.yaml")
     for topic in cast(list[dict[str, Any]], shops):
         common = ways[topic["extends"]]

@@ -11,7 +11,7 @@ import multiprocessing
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from itertools import repeat
@@ -47,10 +47,10 @@ def corpus_digest(made: Iterable[Messages]) -> str:
 
 
 def corpus(wanted: dict[str, Any], count: int | None = None) -> list[Messages]:
-    """The conversations of a stage, made by all processors.
+    """The conversations that a recipe asks for, made by all processors.
 
     Args:
-        wanted: the stage's `corpus`: conversations, seed and the fields of `Mixture`.
+        wanted: the recipe's `corpus`: conversations, seed and the fields of `Mixture`.
         count: how many, instead of that number.
     """
     mixture = Mixture(**{key: value for key, value in wanted.items() if key not in ("conversations", "seed")})
@@ -68,9 +68,14 @@ def corpus(wanted: dict[str, Any], count: int | None = None) -> list[Messages]:
         return [messages for some in made for messages in some]
 
 
-def record(outcome: TrainingOutcome, seed: int, stage: dict[str, Any], digest: str) -> dict[str, Any]:
-    """What is worth knowing of a stage: its data and its training, keys as in the registry file."""
+def entry(outcome: TrainingOutcome, seed: int, loss_on: str, digest: str, finished: datetime) -> dict[str, Any]:
+    """The registry entry: what is worth knowing of the data and the training, keys as in the registry file."""
     return {
+        "kind": "base",
+        "license": "Apache-2.0",
+        "description": "6M-parameter Llama for English and Chinese customer service, made from invented conversations.",
+        "created": finished,
+        "created_by": "samples.base.build",
         "data": {
             "dataset": "datasets/chatmill-tiny-corpus",
             "examples_digest": digest,
@@ -81,9 +86,9 @@ def record(outcome: TrainingOutcome, seed: int, stage: dict[str, Any], digest: s
         },
         "training": {
             "method": "scratch",
-            "parameters": {**outcome.parameters, "weights": ""},  # a folder of the machine that made it
+            "parameters": outcome.parameters,
             "seed": seed,
-            "loss_on": stage["parameters"]["loss_on"],
+            "loss_on": loss_on,
             "precision": outcome.precision,
             "steps": outcome.steps,
             "epochs": outcome.epochs,
@@ -97,20 +102,8 @@ def record(outcome: TrainingOutcome, seed: int, stage: dict[str, Any], digest: s
     }
 
 
-def entry(stages: Sequence[dict[str, Any]], finished: datetime) -> dict[str, Any]:
-    """The registry entry, which tells of the last stage."""
-    return {
-        "kind": "base",
-        "license": "Apache-2.0",
-        "description": "6M-parameter Llama for English and Chinese customer service, made from invented conversations.",
-        "created": finished,
-        "created_by": "samples.base.build",
-        **stages[-1],
-    }
-
-
-def install(trained: Path, stages: Sequence[dict[str, Any]], finished: datetime, target: Path) -> None:
-    """Copy the model from `trained` to `target`, write its entry, and what all stages were into `stages.yaml`.
+def install(trained: Path, described: dict[str, Any], target: Path) -> None:
+    """Copy the model from `trained` to `target` and write its entry.
 
     Raises:
         ValueError: the model is larger than the package may be.
@@ -122,9 +115,8 @@ def install(trained: Path, stages: Sequence[dict[str, Any]], finished: datetime,
     for name in FILES:
         shutil.copyfile(trained / name, target / name)
         (target / name).chmod(0o644)
-    for name, content in (("entry.yaml", entry(stages, finished)), ("stages.yaml", list(stages))):
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
-        (target / name).write_text(f"# Written by samples.base.build.\n{text}", encoding="utf-8")
+    text = yaml.safe_dump(described, sort_keys=False, allow_unicode=True, width=120)
+    (target / "entry.yaml").write_text(f"# Written by samples.base.build.\n{text}", encoding="utf-8")
 
 
 def _show(progress: Progress) -> None:
@@ -134,53 +126,38 @@ def _show(progress: Progress) -> None:
     sys.stderr.write(f"{done}{loss}{left} {progress.note}\n")
 
 
-def build(stages: Sequence[dict[str, Any]], seed: int, output: Path, after: Path | None, count: int | None) -> None:
-    """Train stage after stage and install what the last gave.
+def build(recipe: dict[str, Any], output: Path, count: int | None = None) -> None:
+    """Make the corpus, train, and install what came out.
 
     Args:
-        stages: those of the recipe, from the first on.
-        seed: of the trainings.
+        recipe: `seed`, `corpus` and the method's `parameters`.
         output: where the model goes.
-        after: a model of the first of these stages, with its `stages.yaml`; None begins at random.
-        count: size of every corpus instead of the recipe's.
-
-    Raises:
-        ValueError: nothing is left to do after `after`.
+        count: size of the corpus instead of the recipe's.
     """
-    path = after.resolve() if after else None
-    records = yaml.safe_load((path / "stages.yaml").read_text(encoding="utf-8")) if path else []
-    left = stages[len(records) :]
-    if not left:
-        raise ValueError(f"{path} has all {len(stages)} stages already")
+    made = corpus(recipe["corpus"], count)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as work:
-        for number, stage in enumerate(left):
-            made = corpus(stage["corpus"], count)
-            going_on = {"weights": str(path)} if path else {}
-            path = Path(work).resolve() / str(number)
-            task = TrainingTask(
-                method="scratch",
-                parameters={**stage["parameters"], **going_on},
-                output=path,
-                conversations=made,
-                seed=seed,
-            )
-            records.append(record(train(task, _show), seed, stage, corpus_digest(made)))
-        assert path is not None, "there was a stage"
-        install(path, records, datetime.now(UTC).replace(microsecond=0), output)
+        task = TrainingTask(
+            method="scratch",
+            parameters=recipe["parameters"],
+            output=Path(work).resolve() / "model",
+            conversations=made,
+            seed=recipe["seed"],
+        )
+        outcome = train(task, _show)
+        finished = datetime.now(UTC).replace(microsecond=0)
+        loss_on = recipe["parameters"]["loss_on"]
+        install(task.output, entry(outcome, recipe["seed"], loss_on, corpus_digest(made), finished), output)
 
 
 def main() -> None:
-    """Build the model, stage by stage, and put it in its place."""
+    """Build the model and put it in its place."""
     parser = argparse.ArgumentParser(prog="samples.base.build", description=__doc__)
     parser.add_argument("--recipe", type=Path, default=SHIPPED / "recipe.yaml", help="what to build")
     parser.add_argument("--output", type=Path, default=SHIPPED, help="folder of the model")
-    parser.add_argument("--conversations", type=int, help="size of every corpus instead of the recipe's, to try it out")
-    parser.add_argument("--stages", type=int, help="make only so many of the first stages")
-    parser.add_argument("--after", type=Path, help="go on from this model of the first stages, made with --stages")
+    parser.add_argument("--conversations", type=int, help="size of the corpus instead of the recipe's, to try it out")
     options = parser.parse_args()
     recipe: dict[str, Any] = yaml.safe_load(options.recipe.read_text(encoding="utf-8"))
-    stages = recipe["stages"][: options.stages]
-    build(stages, recipe["seed"], options.output, options.after, options.conversations)
+    build(recipe, options.output, options.conversations)
 
 
 if __name__ == "__main__":

@@ -90,13 +90,11 @@ class Mixture:
         unheard: share of the others in which customer, assistant, company and goods have names that no list holds, and
             in which more is known about the customer: what can only be copied.
         talk: share of exchanges that are small talk, a refusal or a handover before chance decides as usual.
-        further: how many of the later sets of phrases customers also use (`samples.base.banks`).
     """
 
     copies: float = 0.0
     unheard: float = 0.0
     talk: float = 0.0
-    further: int = 0
 
 
 PLAIN = Mixture()
@@ -157,7 +155,7 @@ def conversation(rng: random.Random, mixture: Mixture = PLAIN) -> list[Message]:
     scene = _scene(rng, mixture)
     if mixture.unheard and rng.random() < mixture.unheard:
         _rename(scene, rng)
-    speech = Speech(banks.acts(scene.language, mixture.further), scene.language)
+    speech = Speech(banks.acts(scene.language), scene.language)
     scene.messages.append({"role": "system", "content": _system(scene, rng)})
     for _ in range(rng.choices((1, 2, 3, 4, 5, 6), (6, 14, 22, 24, 19, 15))[0]):
         if not _exchange(scene, speech, rng):
@@ -186,16 +184,14 @@ def _scene(rng: random.Random, mixture: Mixture) -> _Scene:
     kinds: Mapping[str, list[str]] = world["kinds_zh" if chinese else "kinds"]
     kind = "shop" if rng.random() < 0.7 else rng.choice(list(kinds))
     if chinese:
-        topics = [t for t in banks.topics("topics_zh", mixture.further) if kind in t["kinds"]]
+        topics = [t for t in banks.topics("topics_zh") if kind in t["kinds"]]
         company = rng.choice(world["company_zh_a"]) if rng.random() < 0.6 else company_name(rng, world)
         bot = rng.choice(world["bots_zh"] if rng.random() < 0.6 else world["bots_en"])
         words: Mapping[str, Any] = banks.acts("zh")
         item = rng.choice(words["items"])
     else:
         topics = [
-            t
-            for t in banks.topics("topics_en_shop", mixture.further)
-            if kind == "shop" or t["name"] in ("opening hours", "passwords")
+            t for t in banks.topics("topics_en_shop") if kind == "shop" or t["name"] in ("opening hours", "passwords")
         ]
         topics = topics + [t for t in banks.topics("topics_en_other") if kind in t["kinds"]]
         company, bot, words = company_name(rng, world), rng.choice(world["bots_en"]), world
@@ -323,7 +319,7 @@ def _topic(scene: _Scene, speech: Speech, rng: random.Random) -> None:
 
 
 def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
-    words = banks.memory(scene.language, scene.mixture.further)
+    words = banks.memory(scene.language)
     acts = ["status", "status", "number", "thing", "name", "back"] + (["last_ask"] * 2 if scene.last else [])
     act = words["back"] if len(scene.messages) == 1 and rng.random() < 0.3 else words[rng.choice(acts)]
     said = speech.dress(
@@ -333,7 +329,7 @@ def _remember(scene: _Scene, rng: random.Random, speech: Speech) -> None:
 
 
 def _tell(scene: _Scene, rng: random.Random, speech: Speech) -> None:
-    words = banks.memory(scene.language, scene.mixture.further)
+    words = banks.memory(scene.language)
     slots = {**scene.slots, "id": identifier(rng), "list": _list(scene, rng)}
     way = rng.random()
     if way < 0.4 and not scene.memory:

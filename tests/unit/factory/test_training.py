@@ -224,6 +224,17 @@ def test_the_lean_loss_is_trls_loss(base: Path, tmp_path: Path, monkeypatch: pyt
     assert ours == pytest.approx(final("tiles"), rel=1e-5)
 
 
+def test_scratch_goes_on_from_given_weights(tmp_path: Path) -> None:
+    first = train(_task(tmp_path / "first", parameters={"max_steps": 20, "learning_rate": 0.01}))
+    further = train(_task(tmp_path / "further", parameters={"max_steps": 2, "weights": str(tmp_path / "first")}))
+    assert first.first_loss is not None
+    assert further.first_loss is not None
+    assert further.first_loss < 0.9 * first.first_loss
+    assert "Goes on from given weights." in further.notes
+    tokenizers = [(tmp_path / made / "tokenizer.json").read_text(encoding="utf-8") for made in ("first", "further")]
+    assert tokenizers[0] == tokenizers[1]
+
+
 def test_a_task_survives_the_way_to_the_worker(tmp_path: Path) -> None:
     task = TrainingTask(
         method="lora", output=tmp_path / "o", data=tmp_path / "d", base="x", parameters={"rank": 4}, seed=3

@@ -1,4 +1,4 @@
-"""The base is built stage by stage, in one go or in two."""
+"""The base is built from its recipe, and its entry says how."""
 
 from pathlib import Path
 from typing import Any
@@ -6,32 +6,26 @@ from typing import Any
 import pytest
 import yaml
 
-from samples.base.build import FILES, build
+from samples.base.build import FILES, build, corpus, corpus_digest
 
 TINY = {
     "loss_on": "assistant", "vocabulary": 400, "hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 1,
     "intermediate_size": 64, "max_steps": 2, "batch_size": 4, "precision": "fp32",
 }  # fmt: skip
-STAGES: list[dict[str, Any]] = [
-    {"corpus": {"conversations": 8, "seed": 1, "copies": 0.2}, "parameters": TINY},
-    {"corpus": {"conversations": 8, "seed": 2, "unheard": 1.0}, "parameters": {**TINY, "max_steps": 3}},
-]
+RECIPE: dict[str, Any] = {
+    "seed": 1,
+    "corpus": {"conversations": 8, "seed": 1, "copies": 0.2, "unheard": 0.5},
+    "parameters": TINY,
+}
 
 
 @pytest.mark.slow
-def test_a_later_stage_goes_on_from_the_earlier_one(tmp_path: Path) -> None:
-    build(STAGES[:1], 1, tmp_path / "first", None, None)
-    build(STAGES, 1, tmp_path / "second", tmp_path / "first", None)
-    build(STAGES, 1, tmp_path / "whole", None, None)
-    for made in ("second", "whole"):
+def test_the_same_recipe_makes_the_same_model(tmp_path: Path) -> None:
+    for made in ("one", "other"):
+        build(RECIPE, tmp_path / made)
         assert all((tmp_path / made / name).is_file() for name in FILES)
-        records = yaml.safe_load((tmp_path / made / "stages.yaml").read_text(encoding="utf-8"))
-        assert [r["training"]["steps"] for r in records] == [2, 3]
-        assert not any(r["training"]["parameters"]["weights"] for r in records), "no folder of this machine"
-        assert (
-            yaml.safe_load((tmp_path / made / "entry.yaml").read_text(encoding="utf-8"))["data"] == records[-1]["data"]
-        )
-    weights = [(tmp_path / made / "model.safetensors").read_bytes() for made in ("first", "second", "whole")]
-    assert weights[0] != weights[1] == weights[2]
-    with pytest.raises(ValueError, match="all 2 stages"):
-        build(STAGES, 1, tmp_path / "third", tmp_path / "whole", None)
+    assert len({(tmp_path / made / "model.safetensors").read_bytes() for made in ("one", "other")}) == 1
+    entry = yaml.safe_load((tmp_path / "one" / "entry.yaml").read_text(encoding="utf-8"))
+    assert entry["training"]["steps"] == 2
+    assert entry["data"]["items"] == 8
+    assert entry["data"]["examples_digest"] == corpus_digest(corpus(RECIPE["corpus"]))
