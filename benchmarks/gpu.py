@@ -1,6 +1,6 @@
 """The rows engine on a GPU, beside the same model's own forward and `transformers serve --continuous-batching`.
 
-    python -m benchmarks.gpu [--quick] [--json FILE] [--part card,make,bf16,serve,nf4,serve-nf4] [--sides forward,engine]
+    python -m benchmarks.gpu [--quick] [--json FILE] [--part card,make,bf16,serve,nf4,serve-nf4] [--sides NAMES]
 
 An 8B shape with random weights, 100-token prompts of which none begins like another, 64 new tokens, greedy. Each part
 runs in a process of its own with a time limit, and every line is kept as soon as it is measured, so a part that breaks
@@ -118,7 +118,9 @@ def in_process(
     # What is nearest to plain PyTorch first: if a graph breaks the device's context, the rest of the process is lost.
     if "forward" in sides:
         for batch in batches:
-            report.guarded("forward", batch, lambda size, new: decode_loops.own_forward(loaded.model, size, PROMPT, new))
+            report.guarded(
+                "forward", batch, lambda size, new: decode_loops.own_forward(loaded.model, size, PROMPT, new)
+            )
     engines: list[tuple[str, Sequence[int], int, dict[str, Any]]] = [
         ("engine-eager", batches, 1, {"graphs": False}),
         ("engine", batches, rounds, {}),

@@ -72,9 +72,7 @@ def last_hidden(model: Any, input_ids: Any, attention_mask: Any, counted: Any) -
     model(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True)
     for layer in cache.layers:
         layer.keys, layer.values = (states.expand(len(input_ids), -1, -1, -1) for states in (layer.keys, layer.values))
-    rest = model(
-        input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True
-    )
+    rest = model(input_ids=input_ids[:, shared:], attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     return rest.last_hidden_state, shared
 
 

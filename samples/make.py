@@ -13,7 +13,7 @@ from samples.overlap import asked, bare
 from samples.scenes import conversation
 
 DATA = Path(__file__).with_name("data")
-COUNTS = {"en": 3400, "zh": 850}
+COUNTS = {"en": 3000, "zh": 750}
 SEED = 20261120
 
 
