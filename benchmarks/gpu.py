@@ -295,7 +295,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round each, of 1 and 8 requests")
     parser.add_argument("--json", type=Path, help="write the figures to this file, after every part")
     parser.add_argument("--part", default=",".join(PARTS), help="default: %(default)s")
-    parser.add_argument("--sides", default=",".join(SIDES), help="in process; default: %(default)s")
+    parser.add_argument("--sides", default=",".join(SIDES), help="of the parts bf16 and nf4; default: %(default)s")
     parser.add_argument("--requests", help="default: 1,8,32,64, or 1,8 with --quick")
     parser.add_argument("--shape", choices=sorted(large_model.SHAPES), default="8b", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=600.0, help="for all parts together; default: %(default)s")
@@ -303,6 +303,9 @@ def main() -> int:
     parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    for given, known in ((arguments.part, PARTS), (arguments.sides, SIDES)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
     arguments.requests = arguments.requests or ("1,8" if arguments.quick else "1,8,32,64")
     if arguments.inside:
         inside(arguments, Results(arguments.lines))

@@ -1,8 +1,8 @@
 """The phrase banks of the base corpus, each joined with the many more ways of saying the same.
 
-The files of one occasion begin with the same word: `ways`, `further`, `contrast` (lines that sound like another matter
-than theirs), `broad` (more everyday nouns and situations) and `people` (one imagined person a line). This module knows
-the files and nothing of what is made of them.
+Files written at the same time begin with the same word: `ways`, `further`, `contrast` (lines that sound like another
+matter than theirs), `broad` (more everyday nouns and situations) and `people` (another imagined customer for each
+line). This module knows the files and nothing of what is made of them.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What all rows begin with is read once, and neither loss nor gradients know the difference."""
+"""What all rows begin with is read once, and without dropout neither loss nor gradients know the difference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaModel, MistralConfig, MistralModel, Qwen2Config, Qwen2Model
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    OpenAIGPTConfig,
+    OpenAIGPTModel,
+    Qwen2Config,
+    Qwen2Model,
+)
 
 from factory_svc.lean import last_hidden
 
@@ -17,7 +26,6 @@ SIZES: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "attn_implementation": "eager",
 }
 
 
@@ -39,24 +47,25 @@ def _gradients(model: torch.nn.Module, hidden: torch.Tensor, counted: torch.Tens
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", [(LlamaConfig, LlamaModel), (Qwen2Config, Qwen2Model)])
 @pytest.mark.parametrize(
     ("lengths", "shared", "first_counted", "read"),
     [
-        ([30, 41, 25], 20, 22, 20),
-        ([30, 41, 25], 20, 20, 19),  # the prefix's last position predicts what counts
-        ([30, 41, 25], 20, 5, 0),  # too little of it counts nothing
-        ([30, 41, 25], 3, 10, 0),
-        ([30, 30], 30, 25, 24),  # the same conversation twice
-        ([12, 41], 12, 14, 12),  # a row that is nothing else
-        ([30], 20, 22, 0),
+        ([50, 61, 45], 40, 42, 40),
+        ([50, 61, 45], 40, 40, 39),  # the prefix's last position predicts what counts
+        ([50, 61, 45], 40, 5, 0),  # too little of it counts nothing
+        ([50, 61, 45], 31, 42, 0),  # it would save too little
+        ([90, 90], 90, 85, 84),  # the same conversation twice
+        ([70, 91], 70, 72, 70),  # a row that is nothing else
+        ([130], 120, 122, 0),
     ],
 )
 def test_a_shared_prefix_is_read_once(
-    family: tuple[Any, Any], lengths: list[int], shared: int, first_counted: int, read: int
+    family: tuple[Any, Any], attention: str, lengths: list[int], shared: int, first_counted: int, read: int
 ) -> None:
     config, kind = family
-    model = kind(config(**SIZES)).train()
+    model = kind(config(**SIZES, attn_implementation=attention)).train()
     ids, mask, counted = _rows(lengths, shared, first_counted)
     whole = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     expected = _gradients(model, whole, counted)
@@ -71,9 +80,18 @@ def test_a_shared_prefix_is_read_once(
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_layers_that_forget_read_every_row_whole() -> None:
-    model = MistralModel(MistralConfig(**SIZES, sliding_window=16)).train()
-    ids, mask, counted = _rows([30, 41], 20, 22)
+@pytest.mark.parametrize(
+    "model",
+    [
+        MistralModel(MistralConfig(**SIZES, sliding_window=16)),
+        LlamaModel(LlamaConfig(**SIZES, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})),
+        OpenAIGPTModel(OpenAIGPTConfig(vocab_size=50, n_positions=64, n_embd=32, n_layer=2, n_head=4)),
+    ],
+    ids=["windows", "rotations of the length", "no cache"],
+)
+def test_models_in_which_a_prefix_read_apart_is_another_read_every_row_whole(model: Any) -> None:
+    model.eval()
+    ids, mask, counted = _rows([50, 61, 45], 40, 42)
     hidden, apart = last_hidden(model, ids, mask, counted)
     assert apart == 0
-    assert hidden.shape[:2] == ids.shape
+    torch.testing.assert_close(hidden, model(input_ids=ids, attention_mask=mask).last_hidden_state)
