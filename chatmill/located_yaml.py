@@ -86,6 +86,8 @@ def read(path: Path) -> Document:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if raw.startswith(b"\x1f\x8b"):
+            raise refuse([FieldViolation(str(path), "is compressed with gzip; this must be a YAML file")]) from None
         line = raw[: error.start].count(b"\n") + 1
         raise refuse([FieldViolation(f"{path}:{line}", "is not UTF-8; save the file as UTF-8")]) from None
     return parse(text, str(path))

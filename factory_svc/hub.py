@@ -70,12 +70,7 @@ class Hub:
 
     def _info(self, model: str, revision: str | None) -> Any:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
-        )
+        from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
         try:
             return HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_TIMEOUT)
@@ -85,21 +80,28 @@ class Hub:
             raise NotFound(
                 f"There is no model {model} on the hub, or it is private and no token is set.", reason="BASE_NOT_FOUND"
             ) from error
-        except (HfHubHTTPError, OSError) as error:
+        except _away() as error:
             raise _unreachable(model, error) from error
 
     def _contract(self, model: str, commit: str, files: list[str]) -> Contract:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError
 
         with tempfile.TemporaryDirectory() as folder:
             try:
                 for name in _SMALL:
                     if name in files:
                         hf_hub_download(model, name, revision=commit, local_dir=folder)
-            except (HfHubHTTPError, OSError) as error:
+            except _away() as error:
                 raise _unreachable(model, error) from error
             return read_contract(Path(folder))
+
+
+def _away() -> tuple[type[Exception], ...]:
+    """What is raised when the hub can't be reached or answers with an error."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Which HTTP client the library uses has changed between its versions; its own error descends from the client's.
+    return HfHubHTTPError.__bases__
 
 
 def _unreachable(model: str, error: Exception) -> Unavailable:

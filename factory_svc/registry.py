@@ -115,7 +115,7 @@ class Snapshot:
         if not versions:
             known = sorted({e.model_id for e in self.entries.values()})
             raise NotFound(
-                f"There is no model models/{wanted.model_id}{nearest(wanted.model_id, known)}. "
+                f"There is no model models/{wanted.model_id}{nearest(wanted.model_id, known) or '.'} "
                 f"Known: {', '.join(known) or 'none'}.",
                 metadata={"name": name},
             )

@@ -93,6 +93,9 @@ def _top(words: list[str]) -> int:
         return 0 if not words else 2
     from chatmill.plugins import nearest
 
+    if words[0].startswith("-"):
+        print(f"error: options go after the command: chatmill COMMAND {words[0]} ...", file=sys.stderr)
+        return 2
     print(
         f"error: unknown command {arguments.command!r}{nearest(arguments.command, COMMANDS) or '.'} "
         f"Commands: {', '.join(COMMANDS)}.",

@@ -63,7 +63,7 @@ def _next(home: Path) -> str:
         (f"models show {model}", "how it came to be, and its scores"),
         ("datasets items shop", "what it was trained on"),
         ("up", _up_text()),
-        ("run my/recipe.yaml", "the same with your own conversations; docs/recipe.md"),
+        ("run recipe.yaml", "the same with your own conversations; docs/recipe.md"),
     ]
     width = max(len(command) for command, _ in rows)
     return "\nWhat next:\n" + "\n".join(f"  {program} {command:<{width}}  {text}" for command, text in rows)

@@ -79,6 +79,11 @@ def test_no_command_ever_imports_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_options_before_the_command_are_told_where_they_belong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--home", "somewhere", "run", "recipe.yaml"]) == 2
+    assert "options go after the command: chatmill COMMAND --home" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("word", "told"), [("rnu", "did you mean 'run'?"), ("xyzzy", "unknown command 'xyzzy'. Comm")])
 def test_an_unknown_command_names_the_nearest(word: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([word]) == 2

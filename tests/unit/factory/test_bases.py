@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -64,14 +64,13 @@ def test_a_hub_model_is_pinned(registry: Registry) -> None:
 
 
 def test_a_hub_that_is_away_says_what_to_do(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    def away(*_: Any, **__: Any) -> None:
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", away)
-    with pytest.raises(Unavailable, match="put the model into a folder") as caught:
-        Bases(registry, []).resolve("Qwen/Qwen2.5-0.5B-Instruct")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and does not listen, so whoever connects is refused
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(Unavailable, match="put the model into a folder") as caught:
+            Bases(registry, []).resolve("Qwen/Qwen2.5-0.5B-Instruct")
     assert caught.value.retry_after
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,10 @@ def test_where_names_the_line_or_the_nearest_parent(recipe_file: Path) -> None:
     assert recipe.where("dataset.class_") == f"{recipe_file}:6: dataset.class"
     assert recipe.where("dataset.limit") == "--set limit"
     assert recipe.where("method.parameters.rank").startswith(f"{recipe_file}:11")
+
+
+def test_conversations_given_as_a_recipe_are_told_apart(recipe_file: Path) -> None:
+    packed = recipe_file.with_name("talks.jsonl.gz")
+    packed.write_bytes(gzip.compress(b'{"id": "c-1"}\n'))
+    assert "talks.jsonl.gz" in (told := refused(packed))
+    assert "compressed with gzip; this must be a YAML file" in told
