@@ -80,8 +80,8 @@ def _rows(board: dict[str, Any]) -> list[tuple[str, Cell]]:
             )
         )
     rows += [
-        ("turns with an error", _with_interval("turn_error_rate")),
-        ("conversations with an error", _with_interval("conversation_error_rate")),
+        ("turns with a major error", _with_interval("turn_error_rate")),
+        ("conversations with a major error", _with_interval("conversation_error_rate")),
         ("scenarios with a critical error", lambda side: str(side["critical_count"])),
         ("handovers missed", _of("missed", "expected")),
         ("handovers needless", _of("needless", "unexpected")),

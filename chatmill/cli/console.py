@@ -130,7 +130,7 @@ class Steps:
         if self._live is not None and self._task is not None:
             self._live.remove_task(self._task)
             self._task = None
-        how = "unchanged, taken from an earlier run" if result.reused else duration(result.seconds)
+        how = "already there, inputs unchanged" if result.reused else duration(result.seconds)
         self._line(f"{result.step:<9} {result.summary} ({how})", style="dim" if result.reused else "green")
 
     def _line(self, text: str, style: str | None = None) -> None:

@@ -113,6 +113,7 @@ async def make_dataset(recipe: Recipe, mesh: Mesh, observer: Observer, *, force:
         request_id=str(uuid.uuid4()),
         labels={fingerprint.RECIPE_LABEL: recipe.name},
     )
+    finished = None
     with blamed_on(recipe, "dataset.sources"):
         async for response in mesh.dataset_admin.CreateDataset(request, timeout=FOREVER):
             if response.HasField("progress"):
@@ -120,12 +121,14 @@ async def make_dataset(recipe: Recipe, mesh: Mesh, observer: Observer, *, force:
                 text = f"{seen.phase}: {seen.read_count:,} conversations, {seen.kept_count:,} kept"
                 observer.progress("dataset", Progress(seen.bytes_read, seen.bytes_total, text))
             elif response.HasField("finished"):
-                made = response.finished.dataset
-                for drop in made.drops:
-                    observer.note("dataset", f"left out {drop.count:,}: {drop.reason} ({drop.step})")
-                _check_held_back(recipe, made)
-                return made, Made(_dataset_summary(made), response.finished.unchanged)
-    raise Aborted(f"the dataset service ended {name} without a result; run the same command again")
+                finished = response.finished
+    if finished is None:
+        raise Aborted(f"the dataset service ended {name} without a result; run the same command again")
+    made = finished.dataset
+    for drop in made.drops:
+        observer.note("dataset", f"left out {drop.count:,}: {drop.reason} ({drop.step})")
+    _check_held_back(recipe, made)
+    return made, Made(_dataset_summary(made), finished.unchanged)
 
 
 def _sizes(dataset: Dataset) -> tuple[int, int]:
@@ -143,7 +146,8 @@ def _check_held_back(recipe: Recipe, dataset: Dataset) -> None:
     why = f"; {near:,} of them are near-duplicates, which stay together" if near else ""
     raise FailedPrecondition(
         f"{recipe.where('suite.replay')}: {dataset.name} holds no conversation back to replay: all {train:,} went to "
-        f"training{why}. Give it more conversations, raise test_fraction, or name scenarios as suite.path.",
+        f"training{why}. Each is drawn by its id, so a small file may hold none back: give it more conversations, "
+        "raise test_fraction, try another dataset.seed, or name scenarios as suite.path.",
         reason="EMPTY_SPLIT",
     )
 

@@ -86,12 +86,12 @@ def test_a_mesh_on_a_full_disk_says_so_at_once(small_disk: Path, sample_recipe: 
 def test_a_full_disk_during_training_loses_nothing(tmp_path: Path, small_disk: Path, sample_recipe: Path) -> None:
     mesh = start(small_disk / "home", tmp_path / "up.log")
     try:
-        small = quick(**{"suite.tags": ["identity"]})
+        small = quick(**{"suite.tags": ["small-talk"]})
         first = mesh.chatmill("run", str(sample_recipe), *small)
         assert first.returncode in (0, 1), first.stdout + first.stderr
         before = {name: (mesh.home / name).read_bytes() for name in ("registry.yaml", "scoreboard.json")}
 
-        long = quick(**{"suite.tags": ["identity"], "method.seed": 99, "method.parameters.max_steps": 5000})
+        long = quick(**{"suite.tags": ["small-talk"], "method.seed": 99, "method.parameters.max_steps": 5000})
         running = subprocess.Popen(
             [CHATMILL, "run", str(sample_recipe), *long, "--home", str(mesh.home)],
             cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -112,7 +112,7 @@ def test_a_full_disk_during_training_loses_nothing(tmp_path: Path, small_disk: P
         ended = asyncio.run(ends(mesh, job))
         assert ended.state == JobState.JOB_STATE_FAILED
         assert "disk is full" in ended.error.message
-        again = mesh.chatmill("run", str(sample_recipe), *quick(**{"suite.tags": ["identity"], "method.seed": 99}))
+        again = mesh.chatmill("run", str(sample_recipe), *quick(**{"suite.tags": ["small-talk"], "method.seed": 99}))
         assert again.returncode in (0, 1), again.stdout + again.stderr
         assert json.loads((mesh.home / "scoreboard.json").read_text())["model"].endswith("/versions/2")
     finally:

@@ -35,7 +35,7 @@ TESTERS = 10
 # A model that takes no training, and a suite of a few scenarios: the page is what is tested.
 RECIPE = {
     "method.name": "prompt", "method.parameters": "", "limit": "60", "dataset.test_fraction": "0.2", "trials": "1",
-    "suite.tags": "[identity]", "promote": "",
+    "suite.tags": "[small-talk]", "promote": "",
 }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_without_a_terminal_steps_are_plain_lines() -> None:
         "train     lora on [base] ...",
         "train     note: something [odd]",
         "train     models/fern/versions/1 (1 min 15 s)",
-        "evaluate  evaluations/1 (unchanged, taken from an earlier run)",
+        "evaluate  evaluations/1 (already there, inputs unchanged)",
     ]
 
 
