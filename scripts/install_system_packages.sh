@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Debian packages that tests use: a C compiler, a Java toolchain to compile the contract, a browser to look at pages, a Redis.
+# Debian packages that tests use: a C compiler, SIMDe (AVX-512 on any processor), a Java toolchain to compile the contract, a browser to look at pages, a Redis.
 set -euo pipefail
-packages=(gcc libc6-dev default-jdk-headless protobuf-compiler libprotobuf-dev libgrpc-java libprotobuf-java protobuf-compiler-grpc-java-plugin chromium fonts-noto-cjk redis-server)
+packages=(gcc libc6-dev default-jdk-headless protobuf-compiler libprotobuf-dev libgrpc-java libprotobuf-java protobuf-compiler-grpc-java-plugin chromium fonts-noto-cjk redis-server libsimde-dev)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

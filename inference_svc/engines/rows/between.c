@@ -1,7 +1,9 @@
-/* What lies between the products of a decoder layer, in single passes over memory: see between.py, which compiles this.
+/* What lies between the products of a decoder layer, in single passes over memory: see between.py, which compiles this,
+ * once for each pair of precisions that is wanted.
  *
- * Hidden states are float or, with `half`, bfloat16 (computed in float, rounded once); keys, values and the tables of
- * the rotation are float. A row is computed by one thread, the same way whatever other rows there are.
+ * Hidden states are float or, with HALF, bfloat16; keys and values float or, with HALF_STATES, bfloat16. All is computed
+ * in float and rounded once; the tables of the rotation are float. A row is computed by one thread, the same way
+ * whatever other rows there are.
  */
 #include <math.h>
 #include <stdint.h>
@@ -14,26 +16,42 @@ enum { BLOCK = 64, MOST_SIZE = 256 };
 /* Work, in numbers read, from which a second thread pays for being woken. */
 static const int64_t ALONE = 32768;
 
-INLINE float get(const void *from, int64_t i, int half) {
-    if (!half)
-        return ((const float *)from)[i];
-    const uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
+INLINE float from_half(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
 /* To the nearest, ties to even; what is no number stays none. */
-INLINE void put(void *to, int64_t i, float value, int half) {
-    if (!half) {
-        ((float *)to)[i] = value;
-        return;
-    }
+INLINE uint16_t to_half(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    ((uint16_t *)to)[i] = (uint16_t)(value != value ? 0x7fc0 : rounded);
+    return (uint16_t)(value != value ? 0x7fc0 : rounded);
 }
+
+INLINE float as_it_is(float value) { return value; }
+
+#if HALF
+typedef uint16_t Number;
+#define GET from_half
+#define PUT to_half
+#else
+typedef float Number;
+#define GET as_it_is
+#define PUT as_it_is
+#endif
+
+#if HALF_STATES
+typedef uint16_t State;
+#define GET_STATE from_half
+#define PUT_STATE to_half
+#else
+typedef float State;
+#define GET_STATE as_it_is
+#define PUT_STATE as_it_is
+#endif
 
 /* exp with a relative error of 2e-7 (Cephes' polynomial), without branches, so that it runs in all lanes. Below -87 it
  * is 1e-38 instead of less; what is no number stays none. */
@@ -55,72 +73,53 @@ INLINE float exponential(float x) {
     return p * power;
 }
 
-INLINE void add_norm_row(
-    char *x, const char *addend, const void *weight, char *normal, int64_t width, float epsilon, int half
-) {
-    float squares = 0.0f;
-    if (addend) {
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < width; i++) {
-            put(x, i, get(x, i, half) + get(addend, i, half), half);
-            const float sum = get(x, i, half);
-            squares += sum * sum;
-        }
-    } else {
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < width; i++)
-            squares += get(x, i, half) * get(x, i, half);
-    }
-    const float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
-#pragma omp simd
-    for (int64_t i = 0; i < width; i++)
-        put(normal, i, get(x, i, half) * inverse * get(weight, i, half), half);
-}
-
 /* x += addend, unless that is NULL, and its root mean square norm. All [rows, width]; weight [width]. */
 void add_norm(
-    void *x, const void *addend, const void *weight, void *normal, int64_t rows, int64_t width, float epsilon, int half
+    Number *x, const Number *addend, const Number *weight, Number *normal, int64_t rows, int64_t width, float epsilon
 ) {
-    const int64_t stride = width * (half ? 2 : 4);
 #pragma omp parallel for if (rows * width > ALONE)
     for (int64_t row = 0; row < rows; row++) {
-        char *own = (char *)x + row * stride, *out = (char *)normal + row * stride;
-        const char *more = addend ? (const char *)addend + row * stride : 0;
-        if (half)
-            add_norm_row(own, more, weight, out, width, epsilon, 1);
-        else
-            add_norm_row(own, more, weight, out, width, epsilon, 0);
-    }
-}
-
-INLINE void gated_row(const char *gate_up, char *inner, int64_t width, int half) {
+        Number *own = x + row * width, *out = normal + row * width;
+        float squares = 0.0f;
+        if (addend) {
+            const Number *more = addend + row * width;
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; i++) {
+                own[i] = PUT(GET(own[i]) + GET(more[i]));
+                squares += GET(own[i]) * GET(own[i]);
+            }
+        } else {
+#pragma omp simd reduction(+ : squares)
+            for (int64_t i = 0; i < width; i++)
+                squares += GET(own[i]) * GET(own[i]);
+        }
+        const float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) {
-        const float gate = get(gate_up, i, half);
-        put(inner, i, gate / (1.0f + exponential(-gate)) * get(gate_up, width + i, half), half);
+        for (int64_t i = 0; i < width; i++)
+            out[i] = PUT(GET(own[i]) * inverse * GET(weight[i]));
     }
 }
 
 /* silu(gate) * up. gate_up [rows, 2 * width], inner [rows, width]. */
-void gated(const void *gate_up, void *inner, int64_t rows, int64_t width, int half) {
-    const int64_t bytes = half ? 2 : 4;
+void gated(const Number *gate_up, Number *inner, int64_t rows, int64_t width) {
 #pragma omp parallel for if (rows * width > ALONE / 4)
     for (int64_t row = 0; row < rows; row++) {
-        const char *from = (const char *)gate_up + row * 2 * width * bytes;
-        char *to = (char *)inner + row * width * bytes;
-        if (half)
-            gated_row(from, to, width, 1);
-        else
-            gated_row(from, to, width, 0);
+        const Number *gates = gate_up + row * 2 * width, *up = gates + width;
+        Number *out = inner + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            const float gate = GET(gates[i]);
+            out[i] = PUT(gate / (1.0f + exponential(-gate)) * GET(up[i]));
+        }
     }
 }
 
 /* x [size] of a head, rotated: x * cos + (x with its halves swapped) * sin, where sin has the sign of its half. */
-INLINE void rotate(const void *x, int64_t at, const float *cos, const float *sin, float *out, int64_t size, int half) {
+INLINE void rotate(const Number *x, const float *cos, const float *sin, float *out, int64_t size) {
     const int64_t middle = size / 2;
 #pragma omp simd
     for (int64_t i = 0; i < middle; i++) {
-        const float low = get(x, at + i, half), high = get(x, at + middle + i, half);
+        const float low = GET(x[i]), high = GET(x[middle + i]);
         out[i] = low * cos[i] + high * sin[i];
         out[middle + i] = high * cos[middle + i] + low * sin[middle + i];
     }
@@ -129,7 +128,7 @@ INLINE void rotate(const void *x, int64_t at, const float *cos, const float *sin
 /* Attention of one query over `count` keys and values [count, size]. The sums go block by block, as in FlashAttention
  * (Dao et al. 2022), so memory does not grow with the length. */
 INLINE void attend_one(
-    const float *query, const float *keys, const float *values, int64_t count, float scale, float *out, int64_t size
+    const float *query, const State *keys, const State *values, int64_t count, float scale, float *out, int64_t size
 ) {
     float weights[BLOCK], sums[MOST_SIZE], highest = -INFINITY, total = 0.0f;
     for (int64_t i = 0; i < size; i++)
@@ -138,11 +137,11 @@ INLINE void attend_one(
         const int64_t block = count - start < BLOCK ? count - start : BLOCK;
         float high = highest;
         for (int64_t c = 0; c < block; c++) {
-            const float *key = keys + (start + c) * size;
+            const State *key = keys + (start + c) * size;
             float score = 0.0f;
 #pragma omp simd reduction(+ : score)
             for (int64_t i = 0; i < size; i++)
-                score += query[i] * key[i];
+                score += query[i] * GET_STATE(key[i]);
             weights[c] = score * scale;
             high = weights[c] > high ? weights[c] : high;
         }
@@ -158,10 +157,11 @@ INLINE void attend_one(
         for (int64_t i = 0; i < size; i++)
             sums[i] *= kept;
         for (int64_t c = 0; c < block; c++) {
-            const float *value = values + (start + c) * size, weight = weights[c];
+            const State *value = values + (start + c) * size;
+            const float weight = weights[c];
 #pragma omp simd
             for (int64_t i = 0; i < size; i++)
-                sums[i] += weight * value[i];
+                sums[i] += weight * GET_STATE(value[i]);
         }
     }
     for (int64_t i = 0; i < size; i++)
@@ -170,19 +170,22 @@ INLINE void attend_one(
 
 /* One row's heads that share keys and values: rotate, store the new state, attend. */
 INLINE void attend_group(
-    const char *flat, const float *cos, const float *sin, int64_t position, float *keys, float *values, char *mixed,
-    int64_t head, int64_t heads, int64_t kv_heads, float scale, int64_t size, int half
+    const Number *flat, const float *cos, const float *sin, int64_t position, State *keys, State *values,
+    Number *mixed, int64_t head, int64_t heads, int64_t kv_heads, float scale, int64_t size
 ) {
     float query[MOST_SIZE], out[MOST_SIZE];
     const int64_t group = heads / kv_heads;
-    rotate(flat, (heads + head) * size, cos, sin, keys + position * size, size, half);
-    for (int64_t i = 0; i < size; i++)
-        values[position * size + i] = get(flat, (heads + kv_heads + head) * size + i, half);
+    const Number *key = flat + (heads + head) * size, *value = key + kv_heads * size;
+    rotate(key, cos, sin, out, size);
+    for (int64_t i = 0; i < size; i++) {
+        keys[position * size + i] = PUT_STATE(out[i]);
+        values[position * size + i] = PUT_STATE(GET(value[i]));
+    }
     for (int64_t g = head * group; g < (head + 1) * group; g++) {
-        rotate(flat, g * size, cos, sin, query, size, half);
+        rotate(flat + g * size, cos, sin, query, size);
         attend_one(query, keys, values, position + 1, scale, out, size);
         for (int64_t i = 0; i < size; i++)
-            put(mixed, g * size + i, out[i], half);
+            mixed[g * size + i] = PUT(out[i]);
     }
 }
 
@@ -194,39 +197,35 @@ INLINE void attend_group(
  * keys, values: [at least rows, kv_heads, columns, size].
  * mixed: [rows, heads * size], the result. */
 void attend(
-    const void *flat, const float *cos, const float *sin, const int64_t *positions, float *keys, float *values,
-    void *mixed, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size, int64_t columns, int64_t width,
-    float scale, int half
+    const Number *flat, const float *cos, const float *sin, const int64_t *positions, State *keys, State *values,
+    Number *mixed, int64_t rows, int64_t heads, int64_t kv_heads, int64_t size, int64_t columns, int64_t width,
+    float scale
 ) {
-    const int64_t bytes = half ? 2 : 4;
     int64_t work = 0;
     for (int64_t row = 0; row < rows; row++)
         work += positions[row] < width ? (positions[row] + 1) * heads * size * 2 : 0;
 #pragma omp parallel for schedule(dynamic, 1) if (work > 4 * ALONE)
     for (int64_t task = 0; task < rows * kv_heads; task++) {
         const int64_t row = task / kv_heads, head = task % kv_heads, position = positions[row];
-        const char *own = (const char *)flat + row * (heads + 2 * kv_heads) * size * bytes;
-        char *out = (char *)mixed + row * heads * size * bytes;
+        const Number *own = flat + row * (heads + 2 * kv_heads) * size;
+        Number *out = mixed + row * heads * size;
         const float *own_cos = cos + position * size, *own_sin = sin + position * size;
-        float *own_keys = keys + task * columns * size, *own_values = values + task * columns * size;
+        State *own_keys = keys + task * columns * size, *own_values = values + task * columns * size;
         if (position >= width) {
-            memset(out + head * (heads / kv_heads) * size * bytes, 0, heads / kv_heads * size * bytes);
+            const int64_t together = heads / kv_heads * size;
+            memset(out + head * together, 0, together * sizeof(Number));
             continue;
         }
-#define GROUP(size_, half_)                                                                                            \
-    attend_group(                                                                                                      \
-        own, own_cos, own_sin, position, own_keys, own_values, out, head, heads, kv_heads, scale, size_, half_         \
-    )
+#define GROUP(size_)                                                                                                   \
+    attend_group(own, own_cos, own_sin, position, own_keys, own_values, out, head, heads, kv_heads, scale, size_)
         /* Sizes that the compiler knows keep their sums in registers. */
-        if (half)
-            GROUP(size, 1);
-        else if (size == 32)
-            GROUP(32, 0);
+        if (size == 32)
+            GROUP(32);
         else if (size == 64)
-            GROUP(64, 0);
+            GROUP(64);
         else if (size == 128)
-            GROUP(128, 0);
+            GROUP(128);
         else
-            GROUP(size, 0);
+            GROUP(size);
     }
 }

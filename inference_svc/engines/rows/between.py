@@ -65,18 +65,19 @@ class Plain:
 
 
 class Compiled:
-    """With `between.c`, on a CPU: hidden states, weights and results of products all in float32, or all in bfloat16.
+    """With `between.c`, on a CPU, for one pair of precisions: that of hidden states, weights and results of products,
+    and that of keys and values. Tensors of another are read as if they were of it.
 
     Args:
         library: `between.c`, loaded.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        pointer, size, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+        pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         self._add_norm, self._gated, self._attend = library.add_norm, library.gated, library.attend
-        self._add_norm.argtypes = [*[pointer] * 4, *[size] * 2, number, flag]
-        self._gated.argtypes = [*[pointer] * 2, *[size] * 2, flag]
-        self._attend.argtypes = [*[pointer] * 7, *[size] * 6, number, flag]
+        self._add_norm.argtypes = [*[pointer] * 4, *[size] * 2, number]
+        self._gated.argtypes = [*[pointer] * 2, *[size] * 2]
+        self._attend.argtypes = [*[pointer] * 7, *[size] * 6, number]
         for function in (self._add_norm, self._gated, self._attend):
             function.restype = None
 
@@ -85,8 +86,7 @@ class Compiled:
         normal = torch.empty_like(x)
         addend = None if addend is None else addend.contiguous()
         more = None if addend is None else addend.data_ptr()
-        half = x.dtype == torch.bfloat16
-        self._add_norm(x.data_ptr(), more, weight.data_ptr(), normal.data_ptr(), *x.shape, epsilon, half)
+        self._add_norm(x.data_ptr(), more, weight.data_ptr(), normal.data_ptr(), *x.shape, epsilon)
         return x, normal
 
     def gated(self, gate_up: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Compiled:
         gate_up = gate_up.contiguous()
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
         inner = gate_up.new_empty(rows, width)
-        self._gated(gate_up.data_ptr(), inner.data_ptr(), rows, width, gate_up.dtype == torch.bfloat16)
+        self._gated(gate_up.data_ptr(), inner.data_ptr(), rows, width)
         return inner
 
     def attend(
@@ -116,7 +116,7 @@ class Compiled:
             cos: float32 [columns, size].
             sin: the same, negative in its first half.
             positions: int64 [rows] column of the new token, contiguous.
-            keys: float32 [at least rows, kv_heads, columns, size], contiguous.
+            keys: [at least rows, kv_heads, columns, size], contiguous.
             values: the same.
             heads: of the queries.
             width: rows whose position is not below it are passed over, and their result is 0.
@@ -128,16 +128,24 @@ class Compiled:
         mixed = flat.new_empty(rows, heads * size)
         self._attend(
             flat.data_ptr(), cos.data_ptr(), sin.data_ptr(), positions.data_ptr(), keys.data_ptr(), values.data_ptr(),
-            mixed.data_ptr(), rows, heads, kv_heads, size, columns, width, scale, flat.dtype == torch.bfloat16,
+            mixed.data_ptr(), rows, heads, kv_heads, size, columns, width, scale,
         )  # fmt: skip
         return mixed
 
 
 @functools.cache
-def compiled() -> Compiled | None:
-    """The compiled operations, made on the first call; None where they can't be had, and the log says why."""
+def compiled(dtype: torch.dtype, states: torch.dtype) -> Compiled | None:
+    """The compiled operations, made on the first call; None where they can't be had, and the log says why.
+
+    Args:
+        dtype: of hidden states, float32 or bfloat16.
+        states: of keys and values, likewise.
+    """
+    halves = [int(precision == torch.bfloat16) for precision in (dtype, states)]
     try:
-        return Compiled(native.load("between", "-march=native"))
+        return Compiled(
+            native.load("between", "-march=native", *map("-D{}={}".format, ("HALF", "HALF_STATES"), halves))
+        )
     except OSError as error:
         log.warning("%s: small models take up to half as long again for a step as they could", error)
         return None

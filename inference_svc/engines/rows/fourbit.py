@@ -2,8 +2,7 @@
 
 bitsandbytes scales blocks of a row of the weight, each by itself, so the codes and scales of layers lie side by side
 as they are, and the product is the same. What is saved is calls: each costs some 60 microseconds of Python, and a model
-of 24 layers makes 168 of them for a token. Where bitsandbytes has no fast product, `nf4` is used instead. This module
-knows no model.
+of 24 layers makes 168 of them for a token. Where `nf4` can multiply, it does. This module knows no model.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class FourBit:
         """Of x [..., in], in its own precision."""
         given = x.dtype
         if self._own is not None:
-            return self._own(x.float()).to(given)
+            return self._own(x if given == torch.bfloat16 else x.float()).to(given)
         if self._dtype is not None and self._dtype != given:
             x = x.to(self._dtype)
         bias = self._bias if self._bias is None else self._bias.to(x.dtype)

@@ -193,7 +193,7 @@ class LeanForward:
             _Layer(layer, f"model.layers.{number}", packed=packed) for number, layer in enumerate(model.model.layers)
         ]
         self._rotary = model.model.rotary_emb
-        self._compiled = between.compiled() if self._compiles(model) else None
+        self._compiled = between.compiled(self.embed.dtype, store.dtype) if self._compiles(model) else None
         self._between: between.Between = self._compiled or between.Plain()
         attention = model.model.layers[0].self_attn
         self.size: int = attention.head_dim
@@ -207,7 +207,8 @@ class LeanForward:
         """Take new views and tables after the store moved."""
         store = self.store
         at = torch.arange(store.columns, device=store.device)[None]
-        cos, sin = self._rotary(torch.empty(0, dtype=store.dtype, device=store.device), at)
+        dtype = store.dtype if self._compiled is None else torch.float32
+        cos, sin = self._rotary(torch.empty(0, dtype=dtype, device=store.device), at)
         half = self.size // 2
         self._cos = cos[0]
         # rotate_half(x) * sin equals roll(x, half) * signed: one operation less than Transformers' form.
@@ -224,8 +225,8 @@ class LeanForward:
         store = self.store
         return (
             store.device.type == "cpu"
-            and store.dtype == torch.float32
             and self.embed.dtype in (torch.float32, torch.bfloat16)
+            and store.dtype in (torch.float32, self.embed.dtype)
             and {self.norm.dtype, *(norm.dtype for own in self.layers for norm in (own.norm_in, own.norm_out))}
             == {self.embed.dtype}
             and model.model.layers[0].self_attn.head_dim <= between.MOST_SIZE
@@ -332,10 +333,10 @@ class LeanForward:
     def _rotated(self, layer: _Layer, flat: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and values, [tokens, heads, size] each."""
         heads, both = self.heads, self.heads + self.kv_heads
-        qkv = self._heads(layer, flat).to(self.store.dtype)
-        qk = qkv[:, :both]
-        qk = torch.addcmul(qk * cos, qk.roll(self.size // 2, -1), sin)
-        return qk[:, :heads], qk[:, heads:], qkv[:, both:]
+        qkv = self._heads(layer, flat)
+        qk = qkv[:, :both].to(cos.dtype)
+        qk = torch.addcmul(qk * cos, qk.roll(self.size // 2, -1), sin).to(self.store.dtype)
+        return qk[:, :heads], qk[:, heads:], qkv[:, both:].to(self.store.dtype)
 
     def _attend(self, number: int, q: Tensor, mask: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
         """Attention [rows, kv heads, group, size] of one query per head over the states of its row."""

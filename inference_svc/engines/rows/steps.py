@@ -60,10 +60,11 @@ def make_scheduler(
 def choose_forward(loaded: Loaded, parameters: RowsParameters) -> tuple[Forward, RowStore]:
     """The lean forward where it gives the same logits, else the model's own; with its store."""
     model = loaded.model
+    # Before the model first runs: bitsandbytes then brings codes into a layout that only it knows.
+    own_products = fourbit.replace_products(model)
     shapes = layer_shapes(model)
     store = _store(loaded, parameters, shapes, model.dtype)
     own = ModelForward(model, store)
-    own_products = fourbit.replace_products(model)
     if not parameters.lean or not lean.supports(model):
         return own, store
     expected = _probe(own, store)

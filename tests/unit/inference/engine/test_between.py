@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
@@ -12,19 +13,20 @@ import torch
 from torch import Tensor
 
 from inference_svc.engines.rows import between, lean, native
-from inference_svc.engines.rows.forward import layer_shapes
+from inference_svc.engines.rows.forward import Prefill, layer_shapes
 from inference_svc.engines.rows.store import RowStore
 
 from . import tiny
 
 PRECISIONS = [torch.float32, torch.bfloat16]
+PAIRS = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)]
+"""Of hidden states, and of keys and values."""
 
 
-@pytest.fixture
-def compiled() -> between.Compiled:
+def compiled_for(dtype: torch.dtype, states: torch.dtype = torch.float32) -> between.Compiled:
     if not shutil.which((os.environ.get("CC") or "cc").split()[0]):
         pytest.skip("needs a C compiler")
-    found = between.compiled()
+    found = between.compiled(dtype, states)
     assert found is not None
     return found
 
@@ -37,11 +39,11 @@ def close(got: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("shape", [(1, 8), (3, 100), (200, 256)])
-def test_add_norm(compiled: between.Compiled, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_add_norm(shape: tuple[int, int], dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     x, addend = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     weight = torch.randn(shape[1]).to(dtype)
-    for added, between_ in itertools.product((None, addend), (compiled, between.Plain())):
+    for added, between_ in itertools.product((None, addend), (compiled_for(dtype), between.Plain())):
         total = x if added is None else x + added
         got, normal = between_.add_norm(x.clone(), added, weight, 1e-5)
         assert torch.equal(got, total)
@@ -50,30 +52,34 @@ def test_add_norm(compiled: between.Compiled, shape: tuple[int, int], dtype: tor
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_gated(compiled: between.Compiled, dtype: torch.dtype) -> None:
+def test_gated(dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     gate_up = (torch.randn(77, 2 * 36) * 30).to(dtype)
     gate_up[0, :4] = torch.tensor([200.0, -200.0, 88.0, -88.0])
     gate, up = gate_up.double().chunk(2, -1)
     expected = torch.nn.functional.silu(gate) * up
-    close(compiled.gated(gate_up), expected)
+    close(compiled_for(dtype).gated(gate_up), expected)
     torch.testing.assert_close(between.Plain().gated(gate_up).double(), expected, rtol=2e-2, atol=1e-2)
 
 
 class States:
     """Random states and tables of rotation for `rows` rows."""
 
-    def __init__(self, rows: int, heads: int, kv_heads: int, size: int, columns: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, rows: int, heads: int, kv_heads: int, size: int, columns: int, dtype: torch.dtype = torch.float32,
+        states: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.compiled = compiled_for(dtype, states)
         self.heads, self.kv_heads, self.size, self.width = heads, kv_heads, size, columns
         self.flat = torch.randn(rows, (heads + 2 * kv_heads) * size).to(dtype)
         angles = torch.rand(columns, size // 2) * 6
         self.cos = angles.cos().repeat(1, 2)
         self.sin = torch.cat([-angles.sin(), angles.sin()], -1)
         self.positions = torch.randint(0, columns, (rows,))
-        self.keys, self.values = torch.randn(2, rows + 2, kv_heads, columns, size).unbind()
+        self.keys, self.values = torch.randn(2, rows + 2, kv_heads, columns, size).to(states).unbind()
 
-    def attend(self, compiled: between.Compiled, rows: slice = slice(None)) -> Tensor:
-        return compiled.attend(
+    def attend(self, rows: slice = slice(None)) -> Tensor:
+        return self.compiled.attend(
             self.flat[rows], self.cos, self.sin, self.positions[rows], self.keys[rows], self.values[rows],
             self.heads, self.width, 0.2,
         )  # fmt: skip
@@ -96,16 +102,16 @@ class States:
         return out.view(rows, -1)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(("dtype", "of_states"), PAIRS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size"), [(2, 2, 8), (4, 2, 32), (6, 1, 48), (4, 4, 64), (2, 1, 128), (2, 2, 256)]
 )
-def test_attend(compiled: between.Compiled, heads: int, kv_heads: int, size: int, dtype: torch.dtype) -> None:
+def test_attend(heads: int, kv_heads: int, size: int, dtype: torch.dtype, of_states: torch.dtype) -> None:
     torch.manual_seed(3)
-    states = States(19, heads, kv_heads, size, 150, dtype)
+    states = States(19, heads, kv_heads, size, 150, dtype, of_states)
     states.positions[:6] = torch.tensor([0, 1, 63, 64, 127, 149])
     expected, old_keys, old_values = states.expected(), states.keys.clone(), states.values.clone()
-    got = states.attend(compiled)
+    got = states.attend()
     tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-5
     torch.testing.assert_close(got.double(), expected, rtol=0, atol=tolerance)
     # Nothing but the new token's column was written.
@@ -116,29 +122,30 @@ def test_attend(compiled: between.Compiled, heads: int, kv_heads: int, size: int
         assert torch.equal(changed, written)
 
 
-def test_rows_beyond_the_width_are_passed_over(compiled: between.Compiled) -> None:
+def test_rows_beyond_the_width_are_passed_over() -> None:
     torch.manual_seed(6)
-    states = States(3, 4, 2, 32, 100, torch.float32)
+    states = States(3, 4, 2, 32, 100)
     states.positions[:] = torch.tensor([49, 50, 3])
-    every, states.width = states.attend(compiled), 50
+    every, states.width = states.attend(), 50
     old = states.keys.clone()
-    got = states.attend(compiled)
+    got = states.attend()
     assert torch.equal(got[[0, 2]], every[[0, 2]])
     assert not got[1].any()
     assert torch.equal(states.keys[1], old[1])
 
 
+@pytest.mark.parametrize(("dtype", "of_states"), PAIRS)
 @pytest.mark.parametrize("family", ["llama", "llama-mha", "qwen3"])
 def test_a_step_of_the_lean_forward_is_the_same_without_a_compiler(
-    compiled: between.Compiled, monkeypatch: pytest.MonkeyPatch, family: str
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype, of_states: torch.dtype
 ) -> None:
     """Rows enough for attention in products, of such different lengths that it runs in several spans."""
-    model = tiny.loaded(family).model.float()
+    model = copy.deepcopy(tiny.loaded(family).model).to(dtype)
     logits = []
-    for found in (compiled, None):
-        monkeypatch.setattr(between, "compiled", lambda found=found: found)
+    for found in (compiled_for(dtype, of_states), None):
+        monkeypatch.setattr(between, "compiled", lambda *_, found=found: found)
         store = RowStore(
-            layer_shapes(model), dtype=torch.float32, device=torch.device("cpu"), max_rows=32, max_columns=256,
+            layer_shapes(model), dtype=of_states, device=torch.device("cpu"), max_rows=32, max_columns=256,
             token_budget=32 * 256,
         )  # fmt: skip
         store.reserve(24, 256)
@@ -148,30 +155,32 @@ def test_a_step_of_the_lean_forward_is_the_same_without_a_compiler(
         forward = lean.LeanForward(model, store)
         assert (forward._compiled is None) is (found is None)
         positions = torch.tensor([3] * 16 + [200] * 8)
+        chunk = Prefill([2, 5], torch.arange(14).view(2, 7), 4, torch.tensor([6, 3]))
         with torch.inference_mode():
-            logits.append(forward.decode(torch.arange(24), positions, 201, None))
-    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
+            read = forward.prefill(chunk)
+            logits.append(torch.cat([read, forward.decode(torch.arange(24), positions, 201, None)]).float())
+    near = 1e-4 if dtype == torch.float32 else 0.05 * float(logits[0].abs().max())
+    torch.testing.assert_close(logits[0], logits[1], rtol=near, atol=near)
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(compiled: between.Compiled) -> None:
+def test_a_row_does_not_depend_on_its_neighbours_or_on_threads() -> None:
     torch.manual_seed(4)
-    states = States(40, 4, 2, 32, 300, torch.float32)
-    alone = torch.cat([states.attend(compiled, slice(row, row + 1)) for row in range(40)])
+    states = States(40, 4, 2, 32, 300)
+    alone = torch.cat([states.attend(slice(row, row + 1)) for row in range(40)])
     before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             for rows in (1, 2, 7, 40):
-                assert torch.equal(states.attend(compiled, slice(rows)), alone[:rows])
+                assert torch.equal(states.attend(slice(rows)), alone[:rows])
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_what_is_no_number_stays_none_and_in_its_row(
-    compiled: between.Compiled, dtype: torch.dtype, bad: float
-) -> None:
+def test_what_is_no_number_stays_none_and_in_its_row(dtype: torch.dtype, bad: float) -> None:
+    compiled = compiled_for(dtype)
     torch.manual_seed(5)
     x = torch.randn(3, 64).to(dtype)
     x[1, 5] = bad
@@ -184,7 +193,7 @@ def test_what_is_no_number_stays_none_and_in_its_row(
     states = States(3, 2, 1, 16, 100, dtype)
     states.positions[:] = 99
     states.keys[1, 0, 42, 3] = bad
-    mixed = states.attend(compiled)
+    mixed = states.attend()
     assert mixed[1].isnan().any()
     assert mixed[[0, 2]].isfinite().all()
 
@@ -196,7 +205,7 @@ def test_without_a_compiler_there_is_a_word_in_the_log(
     between.compiled.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            assert between.compiled() is None
+            assert between.compiled(torch.float32, torch.float32) is None
     finally:
         between.compiled.cache_clear()
     assert "there is no C compiler '/nowhere/cc' (Debian: gcc)" in caplog.text

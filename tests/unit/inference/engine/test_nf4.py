@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from pathlib import Path
 
 import bitsandbytes.functional as bnb
 import pytest
@@ -12,22 +13,32 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor
 
-from inference_svc.engines.rows import fourbit, nf4
+from inference_svc.engines.rows import fourbit, native, nf4
+
+EMULATED = Path(__file__).parent / "avx512"
+FLAGS = {
+    "native": ("-march=native",),
+    "AVX2": ("-mavx2", "-mfma"),
+    "AVX-512, emulated": ("-D__AVX512BW__", "-D__AVX512VL__", "-D__AVX512VNNI__", f"-I{EMULATED}"),
+}
 
 
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> nf4.Products:
-    """As on a processor without AVX-512, whatever this one is."""
+def needs_compiler() -> None:
+    """Skip where `nf4.c` can't be compiled."""
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
     if not shutil.which((os.environ.get("CC") or "cc").split()[0]):
         pytest.skip("needs a C compiler")
-    monkeypatch.setattr(nf4, "has_avx512bf16", lambda: False)
-    nf4.products.cache_clear()
-    found = nf4.products()
-    nf4.products.cache_clear()
-    assert found is not None
-    return found
+
+
+@pytest.fixture(scope="module", params=FLAGS)
+def products(request: pytest.FixtureRequest) -> nf4.Products:
+    """As on this processor, and as on others."""
+    needs_compiler()
+    if "emulated" in request.param and not Path("/usr/include/simde/x86/avx512.h").exists():
+        pytest.skip("needs SIMDe (Debian: libsimde-dev)")
+    # As where there is AVX-512 with bfloat16, or neither.
+    return nf4.Products(native.load("nf4", *FLAGS[request.param]), multiplies_half="emulated" in request.param)
 
 
 def quantised(outputs: int, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,6 +60,28 @@ def test_products_equal_those_of_the_unpacked_weight(products: nf4.Products, out
             got = products.by(codes, scales, bias)(x)
             # codes and x are rounded to 15 bits each, x by the largest of its block
             torch.testing.assert_close(got.double(), expected, rtol=0, atol=8e-4 * inputs**0.5)
+
+
+@pytest.mark.parametrize("inputs", [64, 1088])
+def test_products_of_bfloat16(products: nf4.Products, inputs: int) -> None:
+    torch.manual_seed(inputs)
+    codes, scales, weight = quantised(33, inputs)
+    rounded = products.unpack(codes, scales, inputs, torch.bfloat16)
+    assert torch.equal(rounded, weight.to(torch.bfloat16))
+    bias = torch.randn(33)
+    most = nf4.MOST_HALF_ROWS if products.multiplies_half else nf4.MOST_ROWS
+    for rows in (1, 4, 5, most, most + 1):
+        x = torch.randn(rows, inputs).to(torch.bfloat16)
+        got = products.by(codes, scales, bias)(x)
+        assert got.dtype == torch.bfloat16
+        # bfloat16 has 8 bits; above `MOST_HALF_ROWS` the weight may be rounded as well
+        expected = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+        noise = 2**-8 * float(expected.abs().max()) + (2**-8 * inputs**0.5 if rows > most else 0)
+        torch.testing.assert_close(got.double(), expected, rtol=0, atol=noise)
+    x[1, 3] = float("nan")
+    got = products.by(codes, scales, None)(x[:2])
+    assert got[0].isfinite().all()
+    assert got[1].isnan().all()
 
 
 def test_a_row_does_not_depend_on_its_neighbours(products: nf4.Products) -> None:
@@ -146,16 +179,21 @@ def test_scales_that_are_quantised_again_are_left_to_bitsandbytes(
 @pytest.mark.parametrize(
     ("compiler", "said"), [("no-such-compiler", "no C compiler 'no-such-compiler'"), ("false", "false -O3")]
 )
+@pytest.mark.parametrize("bitsandbytes_is_fast", [False, True])
 def test_without_a_compiler(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiler: str, said: str
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    compiler: str,
+    said: str,
+    bitsandbytes_is_fast: bool,
 ) -> None:
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this processor has no AVX2")
-    monkeypatch.setattr(nf4, "has_avx512bf16", lambda: False)
+    monkeypatch.setattr(nf4, "has_avx512bf16", lambda: bitsandbytes_is_fast)
     monkeypatch.setenv("CC", compiler)
     nf4.products.cache_clear()
     with caplog.at_level(logging.WARNING):
         assert nf4.products() is None
     nf4.products.cache_clear()
     assert said in caplog.text
-    assert "inference.quantization: none" in caplog.text
+    assert ("inference.quantization: none" in caplog.text) is not bitsandbytes_is_fast
