@@ -7,7 +7,6 @@ call it in their own process. It knows methods only through their Protocol, and 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from chatmill import disk
 from chatmill.errors import AlreadyExists, ChatmillError, InvalidArgument
+from chatmill.imports import import_bitsandbytes
 from factory_svc.environment import describe_environment
 from factory_svc.loop import SftLoop, tidy_checkpoints
 from factory_svc.methods import METHODS
@@ -27,8 +27,6 @@ __all__ = ["train"]
 
 # Read once, when huggingface_hub is imported, which happens later: nothing here reports to anybody.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# It warns at import that it found no package with which to fetch a compiled kernel from the hub. We never want that.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _silent(_: Progress) -> None:
@@ -63,6 +61,7 @@ def train(task: TrainingTask, report: Report = _silent, should_stop: ShouldStop 
             disk.clear_errors(str(task.output), task.output.parent),
             _folder_in_waiting(task.output) as (folder, finish),
         ):
+            import_bitsandbytes()
             loop = SftLoop(report, should_stop)
             outcome = method.run(task, parameters, conversations, folder, loop)
             report(Progress(step=outcome.steps, total_steps=outcome.steps, phase="saving"))

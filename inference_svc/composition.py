@@ -11,6 +11,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 import chatmill
 from chatmill.config import Config, InferenceSettings
 from chatmill.errors import InvalidArgument
+from chatmill.imports import import_bitsandbytes
 from chatmill.plugins import parse_parameters
 from inference_svc.admission import Admission, AdmissionSettings
 from inference_svc.artifacts import ArtifactStore
@@ -83,6 +84,7 @@ def compose(config: Config, registry: RegistrySource, make_engine: MakeEngine | 
 
 def engine_maker(settings: InferenceSettings) -> MakeEngine:
     """Makes the configured engine, or the upstream one for remote models."""
+    import_bitsandbytes()
     for module in ENGINE_MODULES:
         importlib.import_module(module)
     local = ENGINES.get(settings.engine)

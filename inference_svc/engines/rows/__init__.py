@@ -2,8 +2,3 @@
 
 Importing this package imports no torch; the engine does when it is made.
 """
-
-import logging
-
-# It warns at import that it found no package with which to fetch a compiled kernel from the hub. We never want that.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
