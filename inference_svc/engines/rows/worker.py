@@ -26,6 +26,8 @@ to a client could wait so long while a step runs."""
 
 TURN_SECONDS = 0.002
 """How long the thread waits at most for one turn of the event loop."""
+TURNS = 3
+"""Of the event loop, in which a message is passed on, written, and the write's end is seen."""
 QUIET_SECONDS = 0.0003
 """A turn that took no longer had nothing to do."""
 GATHER_SECONDS = 0.01
@@ -91,12 +93,15 @@ class Worker(Generic[Item]):
         """`hand_out`, then leave the interpreter to the event loop until it has passed on what it got.
 
         For what a client waits for: beside a running step each turn of the loop, of which a message needs several, may
-        have to wait for the interpreter.
+        have to wait for the interpreter, and each program on the message's way for a processor.
         """
         if not self._out:
             return
         self.hand_out()
-        self._turn()
+        for _ in range(TURNS):
+            self._turn()
+            if not self._turned.is_set():
+                break
 
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the thread before its next step; from any thread. It must not raise."""
