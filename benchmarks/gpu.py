@@ -44,6 +44,7 @@ from benchmarks.sides.base import Side
 from benchmarks.sides.gpu_report import Report, Results, position_bytes, weight_bytes
 from benchmarks.sides.gpu_sides import LoadedEngine, ServeContinuous
 from benchmarks.sides.rounds import machine
+from chatmill.imports import import_bitsandbytes
 
 PROMPT, NEW = 100, 64
 PARTS = {"card": 60.0, "make": 90.0, "bf16": 110.0, "serve": 90.0, "nf4": 110.0, "serve-nf4": 90.0}
@@ -95,6 +96,7 @@ def in_process(
     results: Results, folder: Path, precision: str, batches: Sequence[int], rounds: int, sides: Sequence[str]
 ) -> None:
     """Those of `sides` that are a model in this process."""
+    import_bitsandbytes()
     from inference_svc.engines.rows import loading
     from inference_svc.engines.rows.parameters import RowsParameters
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from chatmill import disk
 from chatmill.errors import AlreadyExists, ChatmillError, InvalidArgument
-from chatmill.imports import import_bitsandbytes
 from factory_svc.environment import describe_environment
 from factory_svc.loop import SftLoop, tidy_checkpoints
 from factory_svc.methods import METHODS
@@ -61,7 +60,6 @@ def train(task: TrainingTask, report: Report = _silent, should_stop: ShouldStop 
             disk.clear_errors(str(task.output), task.output.parent),
             _folder_in_waiting(task.output) as (folder, finish),
         ):
-            import_bitsandbytes()
             loop = SftLoop(report, should_stop)
             outcome = method.run(task, parameters, conversations, folder, loop)
             report(Progress(step=outcome.steps, total_steps=outcome.steps, phase="saving"))

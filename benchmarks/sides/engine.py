@@ -7,6 +7,7 @@ from itertools import count
 from typing import Literal
 
 from benchmarks.sides.base import Side
+from chatmill.imports import import_bitsandbytes
 from inference_svc.engines.base import BaseSpec
 from inference_svc.generation import AdapterKey, Delta, Finished, GenerationRequest, Message, Role, Sampling
 
@@ -20,6 +21,7 @@ class EngineInProcess(Side):
 
     async def start(self) -> None:
         """Load the model."""
+        import_bitsandbytes()
         from inference_svc.engines.rows.engine import RowsEngine
         from inference_svc.engines.rows.parameters import RowsParameters
 

@@ -3,8 +3,9 @@
     python -m benchmarks.sides.probe TARGET SECONDS REQUEST
 
 What a load generator sees includes the time that its answers wait for its own other streams; this one has none. REQUEST
-is a serialised GenerateRequest in hexadecimal. It begins when a line comes on standard input, and prints a JSON list:
-the milliseconds of each refusal. What is not refused at once is cancelled and not counted.
+is a serialised GenerateRequest in hexadecimal, of a request that waits for no place. It begins when a line comes on
+standard input, and prints a JSON list: the milliseconds until each refusal. What is admitted is cancelled and not
+counted; what got no answer in a second counts as that second.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from chatmill.inference.v1 import GenerateRequest, InferenceServiceStub
 PAUSE = 0.05
 """Seconds between two requests."""
 PATIENCE = 1.0
-"""Seconds after which an answer is no refusal at once."""
+"""Longest time for an answer, in seconds."""
 
 
 def refusals(stub: InferenceServiceStub, request: GenerateRequest, seconds: float) -> list[float]:
@@ -34,7 +35,7 @@ def refusals(stub: InferenceServiceStub, request: GenerateRequest, seconds: floa
             next(call)
         except grpc.RpcError as error:
             taken = time.perf_counter() - begun
-            if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            if error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED):
                 found.append(taken * 1000)
         call.cancel()
         time.sleep(PAUSE)

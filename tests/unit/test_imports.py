@@ -25,4 +25,4 @@ print(ops._dequantize_blockwise_compute(torch.full((128,), 255), scales, code, 6
 def test_bitsandbytes_comes_without_a_compiler() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:3] == ["[]", "[1.0]", "[1.0]"]
-    assert not done.stderr
+    assert "kernels-community" not in done.stderr

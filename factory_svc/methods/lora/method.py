@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmill.errors import InvalidArgument
+from chatmill.imports import import_bitsandbytes
 from factory_svc.methods.base import METHODS, Loop, Trainable, seed_everything
 from factory_svc.methods.lora.config import LoraParameters
 from factory_svc.methods.parameters import Parameters
@@ -28,6 +29,7 @@ class Lora:
     ) -> TrainingOutcome:
         """See `TrainingMethod.run`."""
         loop.report(Progress(phase="loading", note=f"Loading the base {task.base}."))
+        import_bitsandbytes()
         seed_everything(task.seed)
         built = self.build(task, parameters)
         outcome = loop.fit(built, task, parameters, conversations)

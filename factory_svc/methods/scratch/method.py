@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from chatmill.imports import import_bitsandbytes
 from factory_svc.methods.base import METHODS, Loop, Trainable, seed_everything
 from factory_svc.methods.parameters import Parameters
 from factory_svc.methods.scratch.config import ScratchParameters
@@ -29,6 +30,7 @@ class Scratch:
         loop: Loop,
     ) -> TrainingOutcome:
         """See `TrainingMethod.run`."""
+        import_bitsandbytes()
         seed_everything(task.seed)
         built = self.build(parameters, conversations)
         outcome = loop.fit(built, task, parameters, conversations)

@@ -3,8 +3,8 @@
  *
  * Two codes to a byte, the first in the high half; 64 codes of a row of the weight share one scale. A code is looked
  * up as a whole number of 15 bits. x becomes whole numbers of 15 bits as well, each block by its largest, so that one
- * instruction multiplies a whole register of them; a block adds up eight products in each lane of 32 bits, which is as
- * many as fit. What follows from a processor's registers is in `Table`, `make_table`, `place`, `look_up`, `dot` and
+ * instruction multiplies a whole register of them; a block adds up at most eight products in each lane of 32 bits, which
+ * is as many as fit. What follows from a processor's registers is in `Table`, `make_table`, `place`, `look_up`, `dot` and
  * `sum`. x and the result are float or, with `half`, bfloat16.
  */
 #include <immintrin.h>
@@ -128,6 +128,9 @@ INLINE uint16_t to_half(float value) {
     return (uint16_t)(value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+/* Below it LARGEST / x would not be finite; such blocks count as zeros. */
+static const float SMALLEST = 1e-30f;
+
 /* A row of x as whole numbers, in the order of `look_up`, and the scale of each block. A block with what is no number
  * gets a scale that is none. */
 INLINE void to_numbers(const void *x, int64_t inputs, int half, float unit, int16_t *numbers, float *scales) {
@@ -142,7 +145,7 @@ INLINE void to_numbers(const void *x, int64_t inputs, int half, float unit, int1
             ordered &= block[i] == block[i];
         }
         const int finite = ordered && largest <= __FLT_MAX__;
-        const float times = largest > 0.0f ? LARGEST / largest : 0.0f;
+        const float times = largest > SMALLEST ? LARGEST / largest : 0.0f;
         int16_t whole[BLOCK];
         for (int i = 0; i < BLOCK; i++)
             whole[i] = (int16_t)(int32_t)__builtin_rintf(finite ? block[i] * times : 0.0f);
@@ -161,6 +164,9 @@ INLINE void put(void *out, int64_t at, float value, int half) {
         ((float *)out)[at] = value;
 }
 
+/* Have memory `bytes` after `base` brought near; it may lie behind the end. */
+INLINE void ask_for(const void *base, int64_t bytes) { __builtin_prefetch((const void *)((uintptr_t)base + bytes)); }
+
 /* One output of `count` rows of x. Inlined once for each count, so that the totals stay in registers. */
 INLINE void multiply(
     int count, const Table *table, const int16_t *x, const float *x_scales, const uint8_t *codes, const float *scales,
@@ -177,9 +183,9 @@ INLINE void multiply(
         for (int r = 0; r < count; r++)
             for (int64_t i = 0; i < some; i++)
                 factors[r][i] = scales[start + i] * x_scales[r * blocks + start + i];
-        __builtin_prefetch(scales + start + AHEAD);
+        ask_for(scales, (start + AHEAD) * (int64_t)sizeof(float));
         for (int64_t i = 0; i < some; i++) {
-            __builtin_prefetch(codes + (start + i + AHEAD) * HALF);
+            ask_for(codes, (start + i + AHEAD) * HALF);
             Whole numbers[REGISTERS];
             look_up(table, codes + (start + i) * HALF, numbers);
             for (int r = 0; r < count; r++) {

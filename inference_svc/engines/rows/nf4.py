@@ -25,13 +25,14 @@ log = logging.getLogger(__name__)
 BLOCK = 64
 """Weights that share a scale."""
 LARGEST = 16383
-"""Of the whole numbers that codes stand for; so eight products of two, as many as are added up, fit into 32 bits."""
+"""Of the whole numbers that codes stand for; so eight products of two, the most that are added up, fit into 32 bits."""
 EPSILON = 2.0**-13
 """What rounding to those numbers may change of a product, relative to the largest x of its block."""
 MOST_ROWS = 192
 """With more rows it is faster to unpack the weight and let torch multiply."""
 MOST_HALF_ROWS = 24
-"""The same for x in bfloat16, where the processor multiplies that itself."""
+"""The same for x in bfloat16, where the processor multiplies that itself. The unpacked weight is rounded to bfloat16
+there, so a row's result may differ in its last bits with so many neighbours."""
 
 
 class Products:

@@ -74,7 +74,6 @@ class Worker(Generic[Item]):
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._out: list[Item] = []
         self._work: Work | None = None
-        self._turned = threading.Event()
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -99,8 +98,7 @@ class Worker(Generic[Item]):
             return
         self.hand_out()
         for _ in range(TURNS):
-            self._turn()
-            if not self._turned.is_set():
+            if not self._turn():
                 break
 
     def post(self, command: Callable[[], None]) -> None:
@@ -179,11 +177,15 @@ class Worker(Generic[Item]):
             taken += 1
             wait = False
 
-    def _turn(self) -> None:
-        """Let the event loop go round: what it has been told before, and the tasks which that woke, have run then."""
-        self._turned.clear()
-        self._tell(self._loop.call_soon, self._turned.set)
-        self._turned.wait(TURN_SECONDS)
+    def _turn(self) -> bool:
+        """Let the event loop go round: what it has been told before, and the tasks which that woke, have run then.
+
+        Returns:
+            Whether it did in time.
+        """
+        turned = threading.Event()
+        self._tell(self._loop.call_soon, turned.set)
+        return turned.wait(TURN_SECONDS)
 
     def _tell(self, function: Callable[..., object], *arguments: object) -> None:
         try:

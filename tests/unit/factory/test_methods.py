@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,21 @@ def test_prompt_chooses_different_examples_and_a_handover(tmp_path: Path) -> Non
 def test_prompt_takes_the_systems_prompt_of_the_data_when_none_is_given(tmp_path: Path) -> None:
     task = TrainingTask(method="prompt", output=tmp_path / "p", conversations=conversations(9), base="models/x")
     assert train(task).prompt["system_prompt"] == SYSTEM
+
+
+def test_prompt_needs_no_torch(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from factory_svc.task import TrainingTask
+from factory_svc.training import train
+from tests.unit.factory.conftest import conversations
+output = Path({str(tmp_path / "p")!r})
+train(TrainingTask(method="prompt", output=output, conversations=conversations(9), base="models/x"))
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "False\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from inference_svc.engines.rows.worker import GATHER_SECONDS, NICENESS, Worker
+from inference_svc.engines.rows.worker import GATHER_SECONDS, NICENESS, TURNS, Worker
 
 
 class Steps:
@@ -81,6 +81,8 @@ async def test_what_was_handed_over_is_passed_on_before_the_step_goes_on() -> No
 
     async def reader() -> None:
         await woken.wait()
+        for _ in range(TURNS - 1):
+            await asyncio.sleep(0)
         order.append("passed on")
 
     task = asyncio.create_task(reader())
