@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "half.h"
 
 enum { BLOCK = 64, HALF = BLOCK / 2, ROWS_AT_ONCE = 4, OUTPUTS_AT_ONCE = 16, FACTORS = 16, AHEAD = 160, LARGEST = 16383 };
 
@@ -113,20 +113,6 @@ INLINE float sum(Floats v) {
 #endif
 
 enum { REGISTERS = BLOCK * sizeof(int16_t) / sizeof(Whole) };
-
-INLINE float from_half(uint16_t half) {
-    const uint32_t bits = (uint32_t)half << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* To the nearest, ties to even; what is no number stays none. */
-INLINE uint16_t to_half(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)(value != value ? 0x7fc0 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 /* Below it LARGEST / x would not be finite; such blocks count as zeros. */
 static const float SMALLEST = 1e-30f;
