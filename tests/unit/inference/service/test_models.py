@@ -1,7 +1,9 @@
 """The models in memory: lazy, within a budget, by revision, following the registry."""
 
 import asyncio
+import gc
 import hashlib
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -50,6 +52,28 @@ async def test_a_base_its_adapters_and_prompt_models_share_one_engine():
         lease.release()
     assert leases[0].resident.leases == 0
     assert set(leases[0].resident.adapters.values()) == {0}
+
+
+async def test_the_garbage_collector_passes_over_a_model_in_memory_and_frees_what_it_leaves_behind():
+    class Weights:
+        def __init__(self):
+            self.itself = self
+
+    class Cyclic(FakeEngine):
+        async def load_base(self, spec):
+            self.weights = Weights()
+            return await super().load_base(spec)
+
+        async def close(self):
+            del self.weights
+            await super().close()
+
+    models, engines = store(BASE, engine=Cyclic)
+    (await models.acquire("models/base")).release()
+    weights = weakref.ref(engines[0].weights)
+    assert not any(isinstance(thing, Weights) for thing in gc.get_objects())
+    await models.unload("models/base")
+    assert weights() is None
 
 
 async def test_requests_that_come_together_load_once():
