@@ -13,7 +13,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from typing import Protocol
+from weakref import WeakKeyDictionary, ref
 
 import prometheus_client
 
@@ -49,6 +50,15 @@ class AdmissionSettings:
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     storage: str = "async+memory://"
+
+
+class Rows(Protocol):
+    """What a line waits for."""
+
+    @property
+    def max_rows(self) -> int:
+        """Places at once; may change."""
+        ...
 
 
 class Place:
@@ -179,22 +189,21 @@ class Line:
         if not self.waiting and self.running < self._capacity():
             self._grant(place)
             return place
-        settings = self._settings
-        wait = settings.max_queue_seconds if max_wait is None else min(max_wait, settings.max_queue_seconds)
-        expected = self.expected_wait(self.waiting)
-        if expected > wait:
-            raise self._full(f"{self.waiting} requests wait already, about {expected:.1f} s", expected)
-        if self.waiting >= settings.max_queue:
-            self._displace(caller)
-        if self.waiting_tokens + tokens > settings.max_queue_tokens:
-            raise self._full(f"{self.waiting_tokens} prompt tokens wait already", expected)
+        displaced = self._check(caller, tokens, max_wait)
+        if displaced is not None:
+            displaced.refuse(self._full_error("a caller with fewer requests came", self.expected_wait(self.waiting)))
         self._last_tag[caller] = start + max(tokens, 1)
         self.waiting += 1
         self.waiting_tokens += tokens
         self._by_caller[caller] += 1
         heapq.heappush(self._heap, place)
-        place._queue(wait, deadline)
+        place._queue(self._longest(max_wait), deadline)
         return place
+
+    def check(self, caller: str, tokens: int, *, max_wait: float | None = None) -> None:
+        """Raise what `enter` would raise now, before work is done for a request that will be refused."""
+        if self.waiting or self.running >= self._capacity():
+            self._check(caller, tokens, max_wait)
 
     def leave(self, place: Place) -> None:
         """Take a place back; whose turn it is gets it."""
@@ -222,13 +231,25 @@ class Line:
         """Seconds until a request with so many before it gets a place, by the pace of late."""
         return (ahead + 1) * self._pace
 
-    def _displace(self, caller: str) -> None:
-        """Refuse the newest request of the caller who has most in the line, unless that is this one."""
-        greedy, most = self._by_caller.most_common(1)[0]
-        if greedy == caller or most <= self._by_caller[caller] + 1:
-            raise self._full(f"{self.waiting} requests wait already", self.expected_wait(self.waiting))
-        newest = max(p for p in self._heap if p.caller == greedy and not p.left)
-        newest.refuse(self._full_error("a caller with fewer requests came", self.expected_wait(self.waiting)))
+    def _longest(self, max_wait: float | None) -> float:
+        longest = self._settings.max_queue_seconds
+        return longest if max_wait is None else min(max_wait, longest)
+
+    def _check(self, caller: str, tokens: int, max_wait: float | None) -> Place | None:
+        """Raise if there is no room in the line; who has to make room, if it is full of another caller's requests."""
+        expected = self.expected_wait(self.waiting)
+        if expected > self._longest(max_wait):
+            raise self._full(f"{self.waiting} requests wait already, about {expected:.1f} s", expected)
+        displaced, tokens_left = None, self._settings.max_queue_tokens - self.waiting_tokens
+        if self.waiting >= self._settings.max_queue:
+            greedy, most = self._by_caller.most_common(1)[0]
+            if greedy == caller or most <= self._by_caller[caller] + 1:
+                raise self._full(f"{self.waiting} requests wait already", expected)
+            displaced = max(p for p in self._heap if p.caller == greedy and not p.left)
+            tokens_left += displaced.tokens
+        if tokens > tokens_left:
+            raise self._full(f"{self.waiting_tokens} prompt tokens wait already", expected)
+        return displaced
 
     def _full(self, why: str, retry_after: float) -> ResourceExhausted:
         metrics.REFUSED.labels(QUEUE_FULL).inc()
@@ -286,13 +307,14 @@ class Admission:
     def __init__(self, settings: AdmissionSettings) -> None:
         self.settings = settings
         self.rates = Rates(settings.requests_per_minute, settings.tokens_per_minute, settings.storage)
-        self._lines: WeakKeyDictionary[object, Line] = WeakKeyDictionary()
+        self._lines: WeakKeyDictionary[Rows, Line] = WeakKeyDictionary()
 
-    def line(self, engine: object, capacity: Callable[[], int]) -> Line:
-        """The line before an engine, made when first asked for and gone with it."""
-        line = self._lines.get(engine)
+    def line(self, rows: Rows) -> Line:
+        """The line before an engine's rows, made when first asked for and gone with them."""
+        line = self._lines.get(rows)
         if line is None:
-            line = self._lines[engine] = Line(self.settings, capacity)
+            reference = ref(rows)  # a strong one would keep the key of its own entry alive
+            line = self._lines[rows] = Line(self.settings, lambda: there.max_rows if (there := reference()) else 0)
         return line
 
     @property

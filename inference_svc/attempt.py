@@ -223,10 +223,8 @@ class Attempt:
         return await asyncio.wait_for(self._with.models.acquire(self._name), patience)
 
     def _enter(self, lease: Lease, messages: tuple[Message, ...]) -> Place:
-        resident = lease.resident
-        line = self._with.admission.line(resident, lambda: resident.max_rows)
         tokens = estimate_tokens(sum(len(m.content) for m in messages))
-        return line.enter(
+        return self._with.admission.line(lease.resident).enter(
             self._request.caller, tokens, max_wait=self._request.max_queue, deadline=self._request.deadline
         )
 

@@ -212,6 +212,11 @@ class Pipeline:
 
     async def _answer(self, request: ChatRequest, arrived: float, control: Control) -> AsyncGenerator[ReplyEvent, None]:
         entry = self._entry(request.model)
+        chain = self._fallbacks.chain(request.model, entry)
+        steps = self._fallbacks.steps(request.model, chain, request.fallback)
+        forced = self._fallbacks.is_forced(request.model, entry)
+        if entry is not None and not forced and len(steps) == 1:
+            self._check_line(request, entry)
         request, verdicts, blocked = await self._look_at_input(request)
         for verdict in verdicts:
             yield verdict
@@ -219,10 +224,8 @@ class Pipeline:
             for event in self._refusal(entry, arrived):
                 yield event
             return
-        chain = self._fallbacks.chain(request.model, entry)
-        steps = self._fallbacks.steps(request.model, chain, request.fallback)
         reason = FallbackReason.NONE
-        if self._fallbacks.is_forced(request.model, entry):
+        if forced:
             reason, steps = FallbackReason.FORCED, steps[1:]
             if not steps:
                 raise Unavailable(
@@ -291,6 +294,13 @@ class Pipeline:
         """The entry of the model, or None while the registry is unknown; an unknown name fails here at once."""
         catalog = self._with.models.catalog
         return catalog.get(name) if catalog.known else None
+
+    def _check_line(self, request: ChatRequest, entry: ModelEntry) -> None:
+        """Refuse what only a full line could answer, before the input is looked at: a refusal has to be cheap."""
+        resident = self._with.models.resident_of(entry)
+        if resident is not None:
+            tokens = estimate_tokens(sum(len(m.content) for m in request.messages))
+            self._with.admission.line(resident).check(request.caller, tokens, max_wait=request.max_queue)
 
     async def _look_at_input(self, request: ChatRequest) -> tuple[ChatRequest, list[Verdict], bool]:
         """The request with its newest messages masked, what was found, and whether it stops here."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from chatmill.config import Security
@@ -59,12 +59,12 @@ class Tokens:
         return matched
 
 
-def authenticate(security: Security) -> Callable[[Call], AbstractAsyncContextManager[None]]:
+def authenticate(security: Security) -> Callable[[Call], AbstractContextManager[None]]:
     """Middleware: know the caller by bearer token, or by certificate under mTLS; health checks need neither."""
     tokens = Tokens(security.token_file) if security.token_file else None
 
-    @asynccontextmanager
-    async def middleware(call: Call) -> AsyncIterator[None]:
+    @contextmanager
+    def middleware(call: Call) -> Iterator[None]:
         if security.mtls:
             names = list(call.context.auth_context().get("x509_common_name", ()))
             call.principal = names[0].decode("utf-8", "replace") if names else ""

@@ -3,7 +3,8 @@
 gRPC knows four arities, and a streaming handler may be an async generator or a coroutine that calls `context.write`
 (grpc_health's Watch is one). An interceptor that wraps only the call that makes a generator misses every error raised
 while streaming. So this is the only interceptor in the project; whatever must happen around every call is a middleware:
-an async context manager that gets a `Call`. Middlewares are entered in order, so the first is outermost.
+a context manager that gets a `Call`. Middlewares are entered in order, so the first is outermost; only one that
+has to wait for something is an async one, since those cost several times as much.
 
 What a middleware may rely on: exceptions of the handler arrive at its `yield`, in streams too; `grpc.aio.AbortError`
 means that the status is already sent and must be raised on; `asyncio.CancelledError` means that the client has gone or
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -64,7 +65,7 @@ class Call:
             yield self.checked(request)
 
 
-Middleware: TypeAlias = Callable[[Call], AbstractAsyncContextManager[None]]
+Middleware: TypeAlias = Callable[[Call], AbstractContextManager[None] | AbstractAsyncContextManager[None]]
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
@@ -93,12 +94,19 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         wrapped: Any = wrap(handler_call_details.method, behavior, handler.request_streaming)
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
 
+    async def _enter(self, stack: AsyncExitStack, call: Call) -> None:
+        for middleware in self._middlewares:
+            manager = middleware(call)
+            if isinstance(manager, AbstractContextManager):
+                stack.enter_context(manager)
+            else:
+                await stack.enter_async_context(manager)
+
     def _single(self, method: str, behavior: Callable[..., Any], streams_in: bool) -> Callable[..., Awaitable[Any]]:
         async def handle(request: Any, context: Context) -> Any:
             call = _call(method, context)
             async with AsyncExitStack() as stack:
-                for middleware in self._middlewares:
-                    await stack.enter_async_context(middleware(call))
+                await self._enter(stack, call)
                 return await behavior(call.checked_each(request) if streams_in else call.checked(request), context)
 
         return handle
@@ -108,8 +116,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         async def handle(request: Any, context: Context) -> None:
             call = _call(method, context)
             async with AsyncExitStack() as stack:
-                for middleware in self._middlewares:
-                    await stack.enter_async_context(middleware(call))
+                await self._enter(stack, call)
                 result = behavior(call.checked_each(request) if streams_in else call.checked(request), context)
                 if inspect.isawaitable(result):
                     await result

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc.aio
 
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-@asynccontextmanager
-async def request_id(call: Call) -> AsyncIterator[None]:
+@contextmanager
+def request_id(call: Call) -> Iterator[None]:
     """Take the client's `x-request-id` (at most 128 printable ASCII characters) or make one; the trailers return it."""
     given = call.metadata.get(REQUEST_ID_KEY, "")
     call.request_id = given if _PRINTABLE.fullmatch(given) else new_request_id()
@@ -88,8 +88,8 @@ class Gate:
         """Return when no call is under way."""
         await self._idle.wait()
 
-    @asynccontextmanager
-    async def __call__(self, call: Call) -> AsyncIterator[None]:
+    @contextmanager
+    def __call__(self, call: Call) -> Iterator[None]:
         """The middleware: count the call, or raise Unavailable, reason `SHUTTING_DOWN`."""
         if call.service == HEALTH:
             yield

@@ -92,6 +92,8 @@ def _clean(text: str) -> str:
 def _bounded(text: str, limit: int) -> str:
     """`text`, cut so that its percent-encoded form has at most `limit` bytes."""
     text = _clean(text)
+    if 3 * len(text) <= limit and text.isascii():
+        return text
     size = 0
     for index, character in enumerate(text):
         size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode("utf-8"))

@@ -12,8 +12,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import grpc.aio
@@ -38,6 +38,8 @@ RPC_SENT = prometheus_client.Counter(
 )
 
 _QUIET = (HEALTH, "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")
+
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str)
 
 
 class _Formatter(logging.Formatter):
@@ -64,7 +66,7 @@ class _Formatter(logging.Formatter):
                 **fields,
                 **({"stack": stack} if stack else {}),
             }
-            return json.dumps(entry, ensure_ascii=False, default=str)
+            return _JSON.encode(entry)
         message = message.replace("\r", "\\r").replace("\n", "\\n")  # or a request could forge lines of the log
         pairs = "".join(f" {key}={_quoted(value)}" for key, value in fields.items() if value not in ("", None))
         line = f"{moment:%H:%M:%S}.{int(record.msecs):03d} {record.levelname:<7} {self._service:<9} {message}{pairs}"
@@ -89,8 +91,8 @@ def setup_logging(mesh: Mesh, service: str) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
-@asynccontextmanager
-async def observe(call: Call) -> AsyncIterator[None]:
+@contextmanager
+def observe(call: Call) -> Iterator[None]:
     """Middleware: a log line and metrics when the call ends, however it ends. Health and reflection only at DEBUG."""
     started = time.perf_counter()
     code = "UNKNOWN"

@@ -7,8 +7,8 @@ at any depth. Which messages need a look is worked out once per message type.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,8 @@ class _Plan:
 _plans: dict[str, _Plan] = {}
 
 
-@asynccontextmanager
-async def required_fields(call: Call) -> AsyncIterator[None]:
+@contextmanager
+def required_fields(call: Call) -> Iterator[None]:
     """Middleware: refuse requests that lack a REQUIRED field."""
     call.checks.append(check_required)
     yield
