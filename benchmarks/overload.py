@@ -4,15 +4,18 @@
 
 The service runs over gRPC in a process of its own with a line of bounded time. Its capacity is measured first, by
 keeping its rows full. Then requests come at `times` that rate, evenly spaced and whether or not earlier ones are done.
-A first token may take twice the bound of the line. Refusals are timed three times: by the service itself, from its log
-of calls; by a second client in a process of its own, which makes one call after the other; and by the one that sends
-the load, whose answers also wait for its hundreds of other calls. All share the machine's cores.
+h2load sends all of them but what the service could serve (`sides.flood`; without it the client here sends all), and
+the client here times what becomes of its own. A first token may take twice the bound of the line. Refusals are timed
+by the service itself, from its log of calls; by h2load, of whose calls as many are taken for refusals, the shortest,
+as the service refused; by the client here; and by a second one in a process of its own, which makes one call after the
+other. All share the machine's cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import itertools
 import json
 import sys
@@ -20,10 +23,12 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.sides import model as bench_model
 from benchmarks.sides.base import Missing, python
 from benchmarks.sides.chatmill_grpc import Chatmill
+from benchmarks.sides.flood import Flood
 from benchmarks.sides.rounds import Seen, machine, one, percentile
 from chatmill.errors import ChatmillError, ResourceExhausted
 
@@ -36,8 +41,8 @@ SETTINGS = (
     f"inference.max_rows={ROWS}",
     f"inference.max_queue_seconds={BOUND}",
     "inference.max_queue=256",
-    # Full before the overload begins, so that memory that still grows is not the cache's.
-    "inference.prefix_cache_tokens=2048",
+    # All of h2load's calls have one prompt, which must not cost less than those that the capacity is measured with.
+    "inference.prefix_cache_tokens=0",
 )
 
 
@@ -62,11 +67,15 @@ class Report:
     offered_per_s: float
     seconds: float
     served: int
+    served_to_all: int
     refused_at_once: int
     refused_after_waiting: int
     failed: int
     first_token_p50_ms: float
     first_token_p95_ms: float
+    flood_refusals: int
+    flood_refusal_p50_ms: float
+    flood_refusal_p95_ms: float
     sender_refusal_p50_ms: float
     sender_refusal_p95_ms: float
     client_refusals: int
@@ -97,10 +106,14 @@ class Overloaded(Chatmill):
             raise Missing(f"the second client ended with {await process.wait()}")
         return process
 
+    def calls(self, code: str) -> list[dict[str, Any]]:
+        """What the service logged of the replies that ended with a status."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [json.loads(line) for line in lines if "/Generate" in line and f'"{code}"' in line]
+
     def refusals(self) -> list[float]:
         """Milliseconds that the service itself took for each refusal."""
-        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        calls = [json.loads(line) for line in lines if '"RESOURCE_EXHAUSTED"' in line]
+        calls = self.calls("RESOURCE_EXHAUSTED")
         # Those whose time in the line ran out were not refused at once.
         return [float(call["ms"]) for call in calls if f"No place became free within {BOUND:g} s" not in call["error"]]
 
@@ -162,38 +175,59 @@ async def overload(side: Chatmill, prompts: list[str], rate: float, seconds: flo
     return outcome
 
 
+async def _none() -> list[float]:
+    return []
+
+
 async def run(arguments: argparse.Namespace, folder: Path) -> Report:
     """Both halves."""
     side = Overloaded(folder, 64, ROWS)
     client: asyncio.subprocess.Process | None = None
+    flood: Flood | None = None
     await side.start()
     try:
         draw = bench_model.Prompts(folder, 100)
         prompts = draw.batch(512, 0)
         able = await capacity(side, draw, 2 if arguments.quick else 10)
         seconds = 4 if arguments.quick else arguments.seconds
+        before = len(side.calls("OK"))
+        offered = able * arguments.times
+        own = offered
+        if Flood.there():
+            own = able
+            flood = Flood(side.port, side.request(prompts[0]), offered - own, seconds)
+        else:
+            print("h2load is not there (nghttp2-client): the load comes from a client in Python")
         client = await side.watch(prompts[0], seconds)
-        outcome, (printed, _) = await asyncio.gather(
-            overload(side, prompts, able * arguments.times, seconds), client.communicate(b"begin\n")
+        gc.freeze()  # else the collector's looks at all of torch hold the load up, and what was due comes at once
+        outcome, (printed, _), flooded = await asyncio.gather(
+            overload(side, prompts, own, seconds), client.communicate(b"begin\n"), flood.run() if flood else _none()
         )
         seen = json.loads(printed)
         inside = side.refusals()
+        flooded = flooded[: max(0, len(inside) - len(outcome.refused) - len(seen))]
     finally:
         if client is not None and client.returncode is None:
             client.kill()
             await client.wait()
+        if flood is not None:
+            await flood.stop()
         await side.stop()
     settled = outcome.rss[len(outcome.rss) // 3] if outcome.rss else 0
     return Report(
         capacity_per_s=round(able, 1),
-        offered_per_s=round(able * arguments.times, 1),
+        offered_per_s=round(offered, 1),
         seconds=arguments.seconds,
         served=outcome.served,
+        served_to_all=len(side.calls("OK")) - before,
         refused_at_once=len(outcome.refused),
         refused_after_waiting=outcome.timed_out,
         failed=outcome.failed,
         first_token_p50_ms=round(percentile(outcome.first, 50) * 1000, 1),
         first_token_p95_ms=round(percentile(outcome.first, 95) * 1000, 1),
+        flood_refusals=len(flooded),
+        flood_refusal_p50_ms=round(percentile(flooded, 50), 2),
+        flood_refusal_p95_ms=round(percentile(flooded, 95), 2),
         sender_refusal_p50_ms=round(percentile(outcome.refused, 50) * 1000, 2),
         sender_refusal_p95_ms=round(percentile(outcome.refused, 95) * 1000, 2),
         client_refusals=len(seen),
@@ -224,8 +258,12 @@ def main() -> int:
         (report.first_token_p95_ms <= 2000 * BOUND, f"first token p95 at most twice the line's bound of {BOUND} s"),
         (report.service_refusal_p95_ms < REFUSED_MS, f"refusals in less than {REFUSED_MS} ms, by the service's clock"),
         (
+            0 < report.flood_refusal_p95_ms < REFUSED_MS,
+            f"refusals in less than {REFUSED_MS} ms, by h2load's clock",
+        ),
+        (
             0 < report.client_refusal_p95_ms < REFUSED_MS,
-            f"refusals in less than {REFUSED_MS} ms, by a client's clock",
+            f"refusals in less than {REFUSED_MS} ms, by the second client's clock",
         ),
         (grown < FLAT_MIB, f"memory flat over the last two thirds ({grown:+.1f} MiB)"),
         (report.failed == 0, "nothing admitted fails"),
