@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures."""
+    """The figures: `served`, `refused_…`, `first_token_…` of the client here, `served_to_all` and `failed` of all."""
 
     capacity_per_s: float
     offered_per_s: float
@@ -73,6 +73,7 @@ class Report:
     failed: int
     first_token_p50_ms: float
     first_token_p95_ms: float
+    flood_calls: int
     flood_refusals: int
     flood_refusal_p50_ms: float
     flood_refusal_p95_ms: float
@@ -106,14 +107,23 @@ class Overloaded(Chatmill):
             raise Missing(f"the second client ended with {await process.wait()}")
         return process
 
-    def calls(self, code: str) -> list[dict[str, Any]]:
-        """What the service logged of the replies that ended with a status."""
+    def calls(self) -> list[dict[str, Any]]:
+        """What the service logged of replies."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [json.loads(line) for line in lines if "/Generate" in line and f'"{code}"' in line]
+        return [json.loads(line) for line in lines if "/Generate" in line and '"code"' in line]
+
+    def served(self) -> int:
+        """Replies that ended well."""
+        return sum(call["code"] == "OK" for call in self.calls())
+
+    def failures(self) -> int:
+        """Replies that ended otherwise, and were neither refused nor given up by their client."""
+        fine = {"OK", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED"}
+        return sum(call["code"] not in fine for call in self.calls())
 
     def refusals(self) -> list[float]:
         """Milliseconds that the service itself took for each refusal."""
-        calls = self.calls("RESOURCE_EXHAUSTED")
+        calls = [call for call in self.calls() if call["code"] == "RESOURCE_EXHAUSTED"]
         # Those whose time in the line ran out were not refused at once.
         return [float(call["ms"]) for call in calls if f"No place became free within {BOUND:g} s" not in call["error"]]
 
@@ -175,10 +185,6 @@ async def overload(side: Chatmill, prompts: list[str], rate: float, seconds: flo
     return outcome
 
 
-async def _none() -> list[float]:
-    return []
-
-
 async def run(arguments: argparse.Namespace, folder: Path) -> Report:
     """Both halves."""
     side = Overloaded(folder, 64, ROWS)
@@ -190,20 +196,23 @@ async def run(arguments: argparse.Namespace, folder: Path) -> Report:
         prompts = draw.batch(512, 0)
         able = await capacity(side, draw, 2 if arguments.quick else 10)
         seconds = 4 if arguments.quick else arguments.seconds
-        before = len(side.calls("OK"))
+        before = side.served()
         offered = able * arguments.times
         own = offered
-        if Flood.there():
+        if Flood.there() and able < offered:
             own = able
             flood = Flood(side.port, side.request(prompts[0]), offered - own, seconds)
         else:
-            print("h2load is not there (nghttp2-client): the load comes from a client in Python")
+            print("no h2load (nghttp2-client), or nothing for it to send: the load comes from a client in Python")
         client = await side.watch(prompts[0], seconds)
         gc.freeze()  # else the collector's looks at all of torch hold the load up, and what was due comes at once
-        outcome, (printed, _), flooded = await asyncio.gather(
-            overload(side, prompts, own, seconds), client.communicate(b"begin\n"), flood.run() if flood else _none()
-        )
-        seen = json.loads(printed)
+        async with asyncio.TaskGroup() as tasks:
+            sent = tasks.create_task(overload(side, prompts, own, seconds))
+            watched = tasks.create_task(client.communicate(b"begin\n"))
+            flooding = tasks.create_task(flood.run()) if flood is not None else None
+        outcome, seen = sent.result(), json.loads(watched.result()[0])
+        flooded = flooding.result() if flooding is not None else []
+        calls = len(flooded)
         inside = side.refusals()
         flooded = flooded[: max(0, len(inside) - len(outcome.refused) - len(seen))]
     finally:
@@ -219,12 +228,13 @@ async def run(arguments: argparse.Namespace, folder: Path) -> Report:
         offered_per_s=round(offered, 1),
         seconds=arguments.seconds,
         served=outcome.served,
-        served_to_all=len(side.calls("OK")) - before,
+        served_to_all=side.served() - before,
         refused_at_once=len(outcome.refused),
         refused_after_waiting=outcome.timed_out,
-        failed=outcome.failed,
+        failed=max(outcome.failed, side.failures()),
         first_token_p50_ms=round(percentile(outcome.first, 50) * 1000, 1),
         first_token_p95_ms=round(percentile(outcome.first, 95) * 1000, 1),
+        flood_calls=calls,
         flood_refusals=len(flooded),
         flood_refusal_p50_ms=round(percentile(flooded, 50), 2),
         flood_refusal_p95_ms=round(percentile(flooded, 95), 2),
@@ -258,7 +268,7 @@ def main() -> int:
         (report.first_token_p95_ms <= 2000 * BOUND, f"first token p95 at most twice the line's bound of {BOUND} s"),
         (report.service_refusal_p95_ms < REFUSED_MS, f"refusals in less than {REFUSED_MS} ms, by the service's clock"),
         (
-            0 < report.flood_refusal_p95_ms < REFUSED_MS,
+            not report.flood_calls or 0 < report.flood_refusal_p95_ms < REFUSED_MS,
             f"refusals in less than {REFUSED_MS} ms, by h2load's clock",
         ),
         (

@@ -189,7 +189,7 @@ class Line:
         if not self.waiting and self.running < self._capacity():
             self._grant(place)
             return place
-        displaced = self._check(caller, tokens, max_wait)
+        displaced = self._room(caller, tokens, max_wait)
         if displaced is not None:
             displaced.refuse(self._full_error("a caller with fewer requests came", self.expected_wait(self.waiting)))
         self._last_tag[caller] = start + max(tokens, 1)
@@ -200,10 +200,10 @@ class Line:
         place._queue(self._longest(max_wait), deadline)
         return place
 
-    def check(self, caller: str, tokens: int, *, max_wait: float | None = None) -> None:
-        """Raise what `enter` would raise now, before work is done for a request that will be refused."""
+    def check(self, caller: str, *, max_wait: float | None = None) -> None:
+        """Raise what `enter` would raise for the shortest prompt, before work is done that a refusal would waste."""
         if self.waiting or self.running >= self._capacity():
-            self._check(caller, tokens, max_wait)
+            self._room(caller, 0, max_wait)
 
     def leave(self, place: Place) -> None:
         """Take a place back; whose turn it is gets it."""
@@ -235,7 +235,7 @@ class Line:
         longest = self._settings.max_queue_seconds
         return longest if max_wait is None else min(max_wait, longest)
 
-    def _check(self, caller: str, tokens: int, max_wait: float | None) -> Place | None:
+    def _room(self, caller: str, tokens: int, max_wait: float | None) -> Place | None:
         """Raise if there is no room in the line; who has to make room, if it is full of another caller's requests."""
         expected = self.expected_wait(self.waiting)
         if expected > self._longest(max_wait):
@@ -314,7 +314,12 @@ class Admission:
         line = self._lines.get(rows)
         if line is None:
             reference = ref(rows)  # a strong one would keep the key of its own entry alive
-            line = self._lines[rows] = Line(self.settings, lambda: there.max_rows if (there := reference()) else 0)
+
+            def places() -> int:
+                held = reference()
+                return held.max_rows if held is not None else 0
+
+            line = self._lines[rows] = Line(self.settings, places)
         return line
 
     @property

@@ -263,6 +263,7 @@ class ModelStore:
                 await self._make_room(weights.name, info.memory_bytes)
             except BaseException:
                 await engine.close()
+                gc.unfreeze()  # room that was made for it may have set its parts aside, and the error still holds them
                 raise
             resident = Resident(weights, engine, name, info, last_used=time.monotonic())
             self._residents[weights.name, weights.revision] = resident
@@ -362,8 +363,8 @@ def _set_aside() -> None:
     """Free what nobody holds, and have the garbage collector pass over what is left from now on.
 
     A model and its libraries are some hundred thousand objects. To look through them stops every stream for a quarter
-    of a second, which under load came every few seconds. What is passed over is looked at again when a model comes or
-    goes, since only then much of it can have become garbage.
+    of a second, which under load came every few seconds. What is passed over is looked at again when an engine comes or
+    goes, since only then much of it can have become garbage; an adapter is tensors, which go with their last holder.
     """
     gc.unfreeze()
     gc.collect()

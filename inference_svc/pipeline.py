@@ -296,11 +296,10 @@ class Pipeline:
         return catalog.get(name) if catalog.known else None
 
     def _check_line(self, request: ChatRequest, entry: ModelEntry) -> None:
-        """Refuse what only a full line could answer, before the input is looked at: a refusal has to be cheap."""
+        """Refuse at a full line before the input is looked at, whatever it holds: a refusal has to be cheap."""
         resident = self._with.models.resident_of(entry)
         if resident is not None:
-            tokens = estimate_tokens(sum(len(m.content) for m in request.messages))
-            self._with.admission.line(resident).check(request.caller, tokens, max_wait=request.max_queue)
+            self._with.admission.line(resident).check(request.caller, max_wait=request.max_queue)
 
     async def _look_at_input(self, request: ChatRequest) -> tuple[ChatRequest, list[Verdict], bool]:
         """The request with its newest messages masked, what was found, and whether it stops here."""

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from benchmarks.sides.base import Missing
 from chatmill.inference.v1 import GenerateRequest
 
 METHOD = "chatmill.inference.v1.InferenceService/Generate"
@@ -51,15 +52,23 @@ class Flood:
         return shutil.which("h2load") is not None
 
     async def run(self) -> list[float]:
-        """Send all of it; the milliseconds that each call took which ended in the time, the shortest first."""
+        """Send all of it; the milliseconds that each call took which ended in the time, the shortest first.
+
+        Raises:
+            Missing: a process failed, or some call got no answer of HTTP's 200, which refusals of gRPC have too.
+        """
         quiet = asyncio.subprocess.DEVNULL
         logs = [self._folder / f"log-{number}" for number in range(self._clients)]
         for log in logs:
             command = (*self._command, f"--log-file={log}")
             self._processes.append(await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet))
             await asyncio.sleep(TICK / self._clients)
-        await asyncio.gather(*(process.wait() for process in self._processes))
-        return sorted(int(line.split()[2]) / 1000 for log in logs for line in log.read_text().splitlines())
+        if any(await asyncio.gather(*(process.wait() for process in self._processes))):
+            raise Missing(f"h2load failed; try it by hand: {' '.join(self._command)}")
+        calls = [line.split() for log in logs for line in log.read_text().splitlines()]
+        if broken := sum(status != "200" for _, status, _ in calls):
+            raise Missing(f"{broken} of h2load's {len(calls)} calls broke off")
+        return sorted(int(microseconds) / 1000 for _, _, microseconds in calls)
 
     async def stop(self) -> None:
         """End what still runs."""

@@ -4,7 +4,7 @@ gRPC knows four arities, and a streaming handler may be an async generator or a 
 (grpc_health's Watch is one). An interceptor that wraps only the call that makes a generator misses every error raised
 while streaming. So this is the only interceptor in the project; whatever must happen around every call is a middleware:
 a context manager that gets a `Call`. Middlewares are entered in order, so the first is outermost; only one that
-has to wait for something is an async one, since those cost several times as much.
+has to wait for something is an async one, since those cost more.
 
 What a middleware may rely on: exceptions of the handler arrive at its `yield`, in streams too; `grpc.aio.AbortError`
 means that the status is already sent and must be raised on; `asyncio.CancelledError` means that the client has gone or

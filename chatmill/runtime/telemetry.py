@@ -83,7 +83,7 @@ def setup_logging(mesh: Mesh, service: str) -> None:
     """Send all logs of this process to standard error in the configured form; called once, by the process's main."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(service, as_json=mesh.log_format == "json"))
-    # a record is made for each call, and none of these is ever written
+    # a record is made for each call, and none of these three is ever written
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -34,7 +34,7 @@ pytestmark = [
 TESTERS = 10
 # A model that takes no training, and a suite of a few scenarios: the page is what is tested.
 RECIPE = {
-    "method.name": "prompt", "method.parameters": "", "limit": "60", "dataset.test_fraction": "0.2", "trials": "1",
+    "method.name": "prompt", "method.parameters": "", "limit": "60", "dataset.test_fraction": "0.2", "trials": "4",
     "suite.tags": "[small-talk]", "promote": "",
 }  # fmt: skip
 

@@ -186,6 +186,17 @@ def generate(base: PreTrainedModel, prompt: list[int], count: int, *, ignore_eos
     return new[: new.index(2)] if not ignore_eos and 2 in new else new
 
 
+def exact(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, its 4-bit layers told to multiply by the unpacked weights in the precision of what comes in.
+
+    Where the processor has bfloat16, bitsandbytes multiplies in it, which is coarser than what is compared with it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def is_tie(base: PreTrainedModel, prompt: list[int], expected: list[int], got: list[int], noise: float) -> bool:
     """Whether two outputs part at a position where the two tokens' logits differ by no more than `noise`."""
     for place in range(max(len(expected), len(got))):

@@ -1,14 +1,16 @@
 """Who gets a place, who waits, who is refused: bounds, fairness, deadlines, rates."""
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 from serving_fakes import TINY, FakeEngine, Script, open_door, request, text_of
 
 from chatmill import errors
 from chatmill.inference.v1 import GetLoadRequest, Limits
-from inference_svc.admission import AdmissionSettings, Line
+from inference_svc.admission import Admission, AdmissionSettings, Line
 from inference_svc.rates import Rates
 
 
@@ -83,6 +85,42 @@ async def test_the_line_is_bounded_in_tokens():
     with pytest.raises(errors.ResourceExhausted, match="90 prompt tokens"):
         door.enter("a", 11)
     door.enter("a", 10)
+
+
+async def test_nobody_makes_room_for_a_prompt_that_does_not_fit_all_the_same():
+    door = line(1, max_queue=2, max_queue_tokens=100)
+    door.enter("greedy", 1)
+    waiting = [door.enter("greedy", 10) for _ in range(2)]
+    with pytest.raises(errors.ResourceExhausted, match="prompt tokens"):
+        door.enter("modest", 91)
+    assert not any(place.left for place in waiting)
+    door.enter("modest", 90)
+    assert waiting[-1].left
+
+
+async def test_a_full_line_can_be_asked_without_entering_it():
+    door = line(1, max_queue=1)
+    door.check("a")
+    door.enter("a", 1)
+    door.check("a")
+    waiting = door.enter("a", 1)
+    with pytest.raises(errors.ResourceExhausted) as refused:
+        door.check("a")
+    assert refused.value.reason == "QUEUE_FULL"
+    assert (door.running, door.waiting, waiting.left) == (1, 1, False)
+
+
+async def test_a_line_goes_with_the_rows_that_it_waits_for():
+    class Batch:
+        max_rows = 2
+
+    admission, batch = Admission(AdmissionSettings()), Batch()
+    assert admission.line(batch).enter("a", 1).granted
+    gone = weakref.ref(batch)
+    del batch
+    gc.collect()
+    assert gone() is None
+    assert not admission.lines
 
 
 async def test_waiting_ends_with_the_time_allowed_or_the_deadline():

@@ -32,7 +32,8 @@ def door_with(tmp_path, engines, chain=CHAIN, **overrides):
 async def test_overload_goes_to_the_smaller_model(tmp_path):
     engines = two_engines()
     engines[TINY.name].scripts["slow"] = Script(["x", asyncio.Event()])
-    async with door_with(tmp_path, engines, max_queue=1) as door:
+    words = "[{name: words, response: block, parameters: {phrases: [forbidden]}}]"
+    async with door_with(tmp_path, engines, max_queue=1, moderators=words) as door:
         calls = [door.stub.Generate(request("slow", fallback=Fallback.FALLBACK_FORBID)) for _ in range(2)]
         readers = [asyncio.ensure_future(_read(c)) for c in calls]
         await engines[TINY.name].full(1)
@@ -45,6 +46,9 @@ async def test_overload_goes_to_the_smaller_model(tmp_path):
         assert events[-1].finished.served_by == served_by
         with pytest.raises(errors.ResourceExhausted):
             await door.ask("hi", fallback=Fallback.FALLBACK_FORBID)
+        with pytest.raises(errors.ResourceExhausted):
+            await door.ask("this is forbidden", fallback=Fallback.FALLBACK_FORBID)
+        assert kinds(await door.ask("this is forbidden"))[0] == "moderation"
         for reader, call in zip(readers, calls, strict=True):
             reader.cancel()
             call.cancel()

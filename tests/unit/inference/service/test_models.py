@@ -71,7 +71,7 @@ async def test_the_garbage_collector_passes_over_a_model_in_memory_and_frees_wha
     models, engines = store(BASE, engine=Cyclic)
     (await models.acquire("models/base")).release()
     weights = weakref.ref(engines[0].weights)
-    assert not any(isinstance(thing, Weights) for thing in gc.get_objects())
+    assert not any(type(thing) is Weights for thing in gc.get_objects())
     await models.unload("models/base")
     assert weights() is None
 
