@@ -226,7 +226,7 @@ async def run(arguments: argparse.Namespace, folder: Path) -> Report:
     return Report(
         capacity_per_s=round(able, 1),
         offered_per_s=round(offered, 1),
-        seconds=arguments.seconds,
+        seconds=seconds,
         served=outcome.served,
         served_to_all=side.served() - before,
         refused_at_once=len(outcome.refused),
