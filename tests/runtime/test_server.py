@@ -379,3 +379,16 @@ def test_a_run_file_of_a_process_that_died_does_not_count(tmp_path: Path) -> Non
     assert endpoint.read(tmp_path, "eval") is None
     endpoint.run_file(tmp_path, "eval").write_text("half a fi")
     assert endpoint.read(tmp_path, "eval") is None
+
+
+async def test_grpc_itself_has_nothing_to_say(spawn: Spawn, tmp_path: Path) -> None:
+    """It would name those of our `GRPC_EXPERIMENTS` that it does not know."""
+    process = await spawn()
+    lines = await lines_until(process, " ready ")
+    async with process_channel(tmp_path) as connected:
+        await ProbeStub(connected).UnaryUnary(ProbeRequest(name="here"))
+    process.terminate()
+    assert process.stderr is not None
+    lines += (await process.stderr.read()).decode().splitlines()
+    assert await process.wait() == 0
+    assert [line for line in lines if " dataset " not in line] == []
