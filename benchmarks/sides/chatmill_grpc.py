@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
-
 from benchmarks.sides.base import ServerSide, python
 from chatmill.common.v1 import Message, Role
 from chatmill.errors import ChatmillError
@@ -30,7 +28,7 @@ class Chatmill(ServerSide):
 
     def __init__(self, folder: Path, max_new: int, most: int) -> None:
         super().__init__(folder, max_new, most)
-        self._channel: grpc.aio.Channel | None = None
+        self._channel: channel.Channel | None = None
 
     async def start(self) -> None:
         """Start the service and connect."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 from collections.abc import Coroutine
 from typing import Any
@@ -62,6 +61,4 @@ def run_async(work: Coroutine[Any, Any, int]) -> int:
                 return 128 + signal.SIGTERM
             raise
 
-    # gRPC writes to stderr when it is asked about forks; we start programs and never fork
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     return asyncio.run(guarded())
