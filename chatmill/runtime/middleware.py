@@ -33,42 +33,32 @@ def request_id(call: Call) -> Iterator[None]:
 
 @asynccontextmanager
 async def errors(call: Call) -> AsyncIterator[None]:
-    """Turn what the handler raises into a rich status; a defect becomes INTERNAL with an id that the log explains.
-
-    Raises:
-        asyncio.CancelledError: the client has gone.
-        grpc.aio.AbortError: the status is sent.
-    """
+    """Turn what the handler raises into a rich status; a defect becomes INTERNAL with an id that the log explains."""
     try:
-        try:
-            yield
-        except (grpc.aio.AbortError, grpc.aio.InternalError):
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except ChatmillError as error:
+        call.error = f"{error.reason}: {error.message}"
+        await status.abort(call.context, error)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
             raise
-        except ChatmillError as error:
-            call.error = f"{error.reason}: {error.message}"
-            await status.abort(call.context, error)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # something that the handler awaited was cancelled, not the call; raising on would leave the client waiting
-            call.error = "the work behind the call was cancelled"
-            await status.abort(call.context, Cancelled(f"{call.method}: the work behind this call was cancelled."))
-        except Exception as error:
-            opaque = uuid.uuid4().hex[:12]
-            call.error = f"defect {opaque}: {type(error).__name__}"
-            log.exception("defect %s in %s", opaque, call.method)
-            await status.abort(
-                call.context,
-                Internal(
-                    f"{call.method} failed unexpectedly. The server's log explains it under {opaque}.",
-                    metadata={"defect": opaque},
-                ),
-            )
-    except grpc.aio.InternalError as failed:
-        # gRPC raises it where a message or a status can't be sent any more, and says later that the client has gone
-        call.error = call.error or f"the client had gone: {failed}"
-        raise asyncio.CancelledError from failed
+        # something that the handler awaited was cancelled, not the call; raising on would leave the client waiting
+        call.error = "the work behind the call was cancelled"
+        await status.abort(call.context, Cancelled(f"{call.method}: the work behind this call was cancelled."))
+    except Exception as error:
+        opaque = uuid.uuid4().hex[:12]
+        call.error = f"defect {opaque}: {type(error).__name__}"
+        log.exception("defect %s in %s", opaque, call.method)
+        await status.abort(
+            call.context,
+            Internal(
+                f"{call.method} failed unexpectedly. The server's log explains it under {opaque}.",
+                metadata={"defect": opaque},
+            ),
+        )
 
 
 class Gate:

@@ -19,8 +19,7 @@ from chatmill.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from chatmill.runtime import middleware, testing
-from chatmill.runtime.interceptor import Call
+from chatmill.runtime import testing
 
 NAMES = [name for name, _, _ in METHODS]
 
@@ -225,32 +224,3 @@ async def test_the_closed_gate_refuses_with_a_time_to_retry(stub: ProbeStub, har
         await collect(stub, "UnaryUnary")
     assert caught.value.reason == "SHUTTING_DOWN"
     assert caught.value.retry_after == 1.0
-
-
-class _Gone:
-    """The context of a call whose client went away before gRPC noticed."""
-
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
-
-    async def abort(self, *status: Any) -> None:
-        raise grpc.aio.InternalError('Failed "execute_batch"')
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (grpc.aio.InternalError('Failed "execute_batch"'), "the client had gone"),
-        (ResourceExhausted("later", retry_after=1), "RESOURCE_EXHAUSTED: later"),
-    ],
-    ids=["writing", "refusing"],
-)
-async def test_a_client_that_has_gone_is_no_defect(
-    caplog: pytest.LogCaptureFixture, error: Exception, told: str
-) -> None:
-    call = Call("/probe.Probe/UnaryStream", _Gone(), {})  # type: ignore[arg-type]
-    with pytest.raises(asyncio.CancelledError):
-        async with middleware.errors(call):
-            raise error
-    assert call.error.startswith(told)
-    assert not caplog.records
