@@ -45,7 +45,9 @@ import grpc
 """
 
 
-@pytest.mark.parametrize("module", ["chatmill.inference.v1", "chatmill.runtime.server", "inference_svc.__main__"])
+@pytest.mark.parametrize(
+    "module", ["chatmill.inference.v1", "chatmill.runtime.server", "inference_svc.__main__", "benchmarks.sides.probe"]
+)
 def test_grpc_finds_its_settings_when_it_is_imported(module: str) -> None:
     """It reads them then and never again."""
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
