@@ -4,7 +4,7 @@ import os
 
 __version__ = "0.1.0"
 
-# here, because gRPC's C core reads them when it is first imported, and whatever imports it is in this package.
+# here, because gRPC's C core reads some of them only when it is first imported, and our modules come before it.
 # It tells of every lost connection on standard error, beside our own lines, and warns there whenever a program is
 # started while it runs, although we never fork where gRPC runs
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
