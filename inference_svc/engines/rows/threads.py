@@ -26,8 +26,11 @@ LONGEST_PAUSE = 2048
 """But after so many steps at the latest."""
 LONG_STEP = 0.05
 """Steps that take more seconds on half of the threads are never tried on one."""
-NEWEST = 0.3
-"""Weight of the newest time in the average."""
+NEWEST = 0.06
+"""Weight of the newest time in the average of the number in use. A step that something else has disturbed, an event
+loop that passes on 32 messages, say, must not by itself make the next `TRY_AGAIN` steps run on one thread."""
+NEWEST_TRIED = 0.4
+"""The same for a number that is tried again: there are few such times, and the average is old."""
 
 Result = TypeVar("Result")
 
@@ -67,7 +70,9 @@ class Pace:
             if not self._untried and 1 not in self._times and seconds < LONG_STEP:
                 self._untried = [1, 1]
         else:
-            self._times[threads] += NEWEST * (pace - self._times[threads])
+            in_use = self._times[threads] <= min(self._times.values())
+            weight = NEWEST if in_use else NEWEST_TRIED
+            self._times[threads] += weight * (pace - self._times[threads])
         best = min(self._times.values())
         self._pause[threads] = min(LONGEST_PAUSE, round(TRY_AGAIN * self._times[threads] / best))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_it_follows_what_else_the_machine_does() -> None:
     play(pace, {2: 0.010, 1: 0.015}.__getitem__, 100)
     assert play(pace, {2: 0.150, 1: 0.015}.__getitem__, 100)[2] <= 4
     assert play(pace, {2: 0.010, 1: 0.015}.__getitem__, 2000)[2] > 1000
+
+
+def test_steps_that_are_disturbed_now_and_then_stay_on_the_number_that_is_faster_on_the_whole() -> None:
+    pace = Pace(2)
+    times = cycle([0.011] + [0.003] * 23)
+    chosen = play(pace, lambda threads: next(times) if threads == 2 else 0.0046, 2400)
+    assert chosen[2] > 2200
 
 
 def test_long_steps_on_many_cores_are_never_tried_on_one() -> None:
