@@ -4,11 +4,13 @@
     python -m benchmarks.generate --read FILE [FILE ...]
 
 Each side runs in a process of its own on the same model, machine and prompts, is warmed up, and gets so many requests
-at once, round after round. The sides take turns, one round each, so that what else the machine does meets all of them,
-and wait while another's turn is. A figure is the median of the rounds. Greedy, 100-token prompts, 64 new tokens. No
-prompt is used twice and all begin differently, so that no side's prefix cache finds anything; every side gets the same
-ones. Every side may use all cores, and the client runs on the same ones. First-token and inter-token times are what a
-client sees: from sending the request to the first delivery that has text, and from each delivery to the next.
+at once, round after round. The sides take turns, so that what else the machine does meets all of them, and wait while
+another's turn is. A turn is one round, of single requests ten in a row: one alone would mostly show how a process wakes
+up whose turn it has not been for seconds. A figure is the median of the rounds. Greedy, 100-token prompts, 64 new
+tokens. No prompt is used twice and all begin differently, so that no side's prefix cache finds anything; every side
+gets the same ones. Every side may use all cores, and the client runs on the same ones. First-token and inter-token
+times are what a client sees: from sending the request to the first delivery that has text, and from each delivery to
+the next.
 
 At the end the bars that these figures are measured by are shown, for the sides that were run.
 """
@@ -41,7 +43,9 @@ SIDES = {
     "tutorial": ("benchmarks.sides.openai_sse", "Tutorial"),
     "llama.cpp": ("benchmarks.sides.openai_sse", "LlamaCpp"),
 }
-ROUNDS = {1: 40, 8: 6, 32: 5, 128: 3}
+ROUNDS = {1: 60, 8: 6, 32: 9, 128: 3}
+IN_A_ROW = {1: 10}
+"""Rounds of a turn; elsewhere one."""
 BARS = (
     # requests, other side, least ratio of chatmill's tokens per second to the other's
     (1, "transformers-serve", 1.1),
@@ -58,7 +62,7 @@ AT_128 = 0.85
 
 
 async def serve_side(name: str, folder: Path, most: int, arguments: argparse.Namespace) -> None:
-    """Be one side: start, say so, and play the rounds that come on standard input, each as `requests round`."""
+    """Be one side: start, say so, and play the turns that come on standard input, each as `requests round rounds`."""
     module, cls = SIDES[name]
     draw = bench_model.Prompts(folder, arguments.prompt_tokens)
     side: Side = getattr(importlib.import_module(module), cls)(folder, arguments.tokens, most)
@@ -70,9 +74,11 @@ async def serve_side(name: str, folder: Path, most: int, arguments: argparse.Nam
             return
         print(json.dumps({}), flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
-            size, number = map(int, line.split())
+            size, first, count = map(int, line.split())
+            batches = [draw.batch(size, number) for number in range(first, first + count)]
             seen = Seen()
-            await play(side, draw.batch(size, number), seen)
+            for batch in batches:
+                await play(side, batch, seen)
             print(json.dumps(asdict(seen)), flush=True)
     finally:
         await side.stop()
@@ -97,12 +103,12 @@ class Player:
             self.note = f"not run: {ready['missing']}"
             print(f"{name:22} {self.note}", file=sys.stderr)
 
-    def play(self, size: int, number: int) -> Seen:
-        """One round; an empty one, if the side is not there or broke off."""
+    def play(self, size: int, first: int, count: int) -> Seen:
+        """`count` rounds from number `first` on; empty ones, if the side is not there or broke off."""
         assert self._process.stdin is not None
         if self.note:
             return Seen()
-        self._process.stdin.write(f"{size} {number}\n")
+        self._process.stdin.write(f"{size} {first} {count}\n")
         self._process.stdin.flush()
         found = self._answer()
         return Seen(**found) if not self.note else Seen()
@@ -129,12 +135,14 @@ def run(names: list[str], folder: Path, sizes: list[int], arguments: argparse.Na
     players = [Player(name, folder, sizes, arguments) for name in names]
     rows = []
     for size in sizes:
+        in_a_row = 1 if arguments.quick else IN_A_ROW.get(size, 1)
         rounds = 1 if arguments.quick else ROUNDS.get(size, 3)
         seen = {name: Seen() for name in names}
-        for number in range(rounds + 1):
+        # The first turn only warms up.
+        for first in range(0, rounds + in_a_row, in_a_row):
             for player in players:
-                found = player.play(size, number)
-                if number and not player.note:
+                found = player.play(size, first, in_a_row)
+                if first and not player.note:
                     seen[player.name] = merged(seen[player.name], found)
         for player in players:
             if player.note:

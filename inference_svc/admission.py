@@ -11,10 +11,9 @@ import asyncio
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import prometheus_client
 
@@ -57,7 +56,7 @@ class Rows(Protocol):
 
     @property
     def max_rows(self) -> int:
-        """Places at once; may change."""
+        """Places at once, as long as it lives."""
         ...
 
 
@@ -149,7 +148,7 @@ class Line:
 
     Args:
         settings: bounds.
-        capacity: places at once, asked for each time since an engine may change it.
+        capacity: places at once.
 
     Attributes:
         running: places that are taken.
@@ -158,7 +157,7 @@ class Line:
         refused: requests refused since start.
     """
 
-    def __init__(self, settings: AdmissionSettings, capacity: Callable[[], int]) -> None:
+    def __init__(self, settings: AdmissionSettings, capacity: int) -> None:
         self.running = 0
         self.waiting = 0
         self.waiting_tokens = 0
@@ -186,7 +185,7 @@ class Line:
         """
         start = max(self._virtual, self._last_tag.get(caller, 0.0))
         place = Place(self, caller, tokens, start)
-        if not self.waiting and self.running < self._capacity():
+        if not self.waiting and self.running < self._capacity:
             self._grant(place)
             return place
         displaced = self._room(caller, tokens, max_wait)
@@ -202,7 +201,7 @@ class Line:
 
     def check(self, caller: str, *, max_wait: float | None = None) -> None:
         """Raise what `enter` would raise for the shortest prompt, before work is done that a refusal would waste."""
-        if self.waiting or self.running >= self._capacity():
+        if self.waiting or self.running >= self._capacity:
             self._room(caller, 0, max_wait)
 
     def leave(self, place: Place) -> None:
@@ -266,7 +265,7 @@ class Line:
         )
 
     def _next(self) -> None:
-        while self._heap and (self._heap[0].left or self.running < self._capacity()):
+        while self._heap and (self._heap[0].left or self.running < self._capacity):
             place = heapq.heappop(self._heap)
             if not place.left:
                 self._forget(place)
@@ -313,13 +312,7 @@ class Admission:
         """The line before an engine's rows, made when first asked for and gone with them."""
         line = self._lines.get(rows)
         if line is None:
-            reference = ref(rows)  # a strong one would keep the key of its own entry alive
-
-            def places() -> int:
-                held = reference()
-                return held.max_rows if held is not None else 0
-
-            line = self._lines[rows] = Line(self.settings, places)
+            line = self._lines[rows] = Line(self.settings, rows.max_rows)
         return line
 
     @property

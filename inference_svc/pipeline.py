@@ -305,6 +305,7 @@ class Pipeline:
         """The request with its newest messages masked, what was found, and whether it stops here."""
         messages = list(request.messages)
         verdicts: list[Verdict] = []
+        masked = False
         for index in newest(messages):
             guard = self._with.moderation.open(Stage.INPUT, request.moderation.value)
             if guard is None:
@@ -321,8 +322,9 @@ class Pipeline:
                 return request, verdicts, True
             if text != messages[index].content:
                 messages[index] = replace(messages[index], content=text)
+                masked = True
         self._record(verdicts)
-        return replace(request, messages=tuple(messages)), verdicts, False
+        return replace(request, messages=tuple(messages)) if masked else request, verdicts, False
 
     @staticmethod
     def _record(verdicts: list[Verdict]) -> None:

@@ -15,7 +15,7 @@ from inference_svc.rates import Rates
 
 
 def line(capacity=1, **settings):
-    return Line(AdmissionSettings(**settings), lambda: capacity)
+    return Line(AdmissionSettings(**settings), capacity)
 
 
 async def test_free_places_are_granted_at_once_and_the_line_is_in_order():
