@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from chatmill.runtime import Context
+from chatmill.runtime import Context, status
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                     # a cancel that arrives during write must still run the handler's finally, now and not at some gc
                     result = await stack.enter_async_context(aclosing(result))
                 async for message in result:
-                    await context.write(message)
+                    await status.write(context, message)
                     call.sent += 1
 
         return handle

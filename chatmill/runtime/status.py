@@ -7,6 +7,7 @@ bounded here: a longer message ends in "…", violations that do not fit are cou
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -102,15 +103,44 @@ def _bounded(text: str, limit: int) -> str:
     return text
 
 
+GONE_SECONDS = 1.0
+"""How long after a failed write gRPC may take to cancel the call of a client that has gone."""
+
+
+async def write(context: Context, message: object) -> None:
+    """Send a message of a stream.
+
+    To a client that has just gone a write may fail before gRPC cancels the call. That is no defect, so a write that
+    fails waits for the cancel, and fails only if none comes: a message above the size limit fails in the same way.
+
+    Raises:
+        asyncio.CancelledError: the client has gone.
+        grpc.aio.InternalError: the message can't be sent.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        await asyncio.sleep(GONE_SECONDS)
+        raise
+
+
 async def abort(context: Context, error: ChatmillError) -> NoReturn:
     """End the call with the status of `error`, keeping trailing metadata that was set before.
 
     Raises:
-        grpc.aio.AbortError: always; it must not be swallowed.
+        grpc.aio.AbortError: the status is sent; it must not be swallowed.
+        asyncio.CancelledError: the client has gone.
+        grpc.aio.InternalError: gRPC does not accept the status.
     """
     rich = rpc_status.to_status(to_status(error))
     kept = tuple(context.trailing_metadata() or ())
-    await context.abort(rich.code, rich.details, (*kept, *rich.trailing_metadata))
+    try:
+        await context.abort(rich.code, rich.details, (*kept, *rich.trailing_metadata))
+    except grpc.aio.InternalError as failed:
+        # A status that was accepted and did not leave has nobody to go to; gRPC itself cancels no call that has one.
+        if not str(failed).startswith('Failed "execute_batch"'):
+            raise
+        raise asyncio.CancelledError("the client has gone") from failed
     raise AssertionError("abort returned")
 
 

@@ -19,7 +19,8 @@ from chatmill.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from chatmill.runtime import testing
+from chatmill.runtime import interceptor, middleware, status, testing
+from chatmill.runtime.interceptor import Call
 
 NAMES = [name for name, _, _ in METHODS]
 
@@ -224,3 +225,68 @@ async def test_the_closed_gate_refuses_with_a_time_to_retry(stub: ProbeStub, har
         await collect(stub, "UnaryUnary")
     assert caught.value.reason == "SHUTTING_DOWN"
     assert caught.value.retry_after == 1.0
+
+
+class _Gone:
+    """The context of a call to whose client nothing can be sent."""
+
+    def __init__(self, why: str) -> None:
+        self.failed = asyncio.Event()
+        self._why = why
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+    async def write(self, message: Any) -> None:
+        self.failed.set()
+        raise grpc.aio.InternalError(self._why)
+
+    async def abort(self, *status: Any) -> None:
+        await self.write(status)
+
+
+async def _refuse(context: _Gone) -> None:
+    async with middleware.errors(Call("/probe.Probe/UnaryStream", context, {})):  # type: ignore[arg-type]
+        raise ResourceExhausted("later", retry_after=1)
+
+
+async def _stream(context: _Gone) -> None:
+    async def numbers(request: Any, context: Any) -> Any:
+        yield request
+
+    handle = interceptor.MeshInterceptor([middleware.errors])._streaming("/probe.Probe/UnaryStream", numbers, False)
+    await handle(1, context)
+
+
+DID_NOT_LEAVE = 'Failed "execute_batch": (SendStatusFromServerOperation)'
+NOT_ACCEPTED = "Failed grpc_call_start_batch: 10 with grpc_call_error value: 'GRPC_CALL_ERROR_INVALID_METADATA'"
+
+
+async def test_a_client_that_goes_while_it_is_refused_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await _refuse(_Gone(DID_NOT_LEAVE))
+    with pytest.raises(grpc.aio.InternalError):
+        await _refuse(_Gone(NOT_ACCEPTED))
+    assert not caplog.records
+
+
+async def test_a_client_that_goes_while_it_is_written_to_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    context = _Gone(DID_NOT_LEAVE)
+    call = asyncio.create_task(_stream(context))
+    await context.failed.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not caplog.records
+
+
+async def test_a_message_that_can_not_be_sent_to_a_client_that_is_there_is_a_defect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(status, "GONE_SECONDS", 0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await _stream(_Gone(DID_NOT_LEAVE))
+    assert "defect" in caplog.text
