@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Any
 
 import grpc.aio
@@ -290,3 +291,39 @@ async def test_a_message_that_can_not_be_sent_to_a_client_that_is_there_is_a_def
     with pytest.raises(asyncio.CancelledError):
         await _stream(_Gone(DID_NOT_LEAVE))
     assert "defect" in caplog.text
+
+
+FLEETING_CLIENT = """
+import asyncio, os, sys
+import grpc.aio
+
+async def main():
+    channel = grpc.aio.insecure_channel(sys.argv[1])
+    method = channel.unary_stream("/chatmill.probe.v1.ProbeService/UnaryStream")
+
+    async def call():
+        async for _ in method(bytes.fromhex(sys.argv[2])):
+            pass
+
+    await asyncio.wait([asyncio.create_task(call()) for _ in range(100)], return_when=asyncio.FIRST_COMPLETED)
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_clients_that_end_amid_a_hundred_refusals_leave_no_error_behind(
+    harness: testing.Harness, servicer: ProbeServicer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    servicer.error = ResourceExhausted("later", retry_after=1)
+    request = ProbeRequest(name="a").SerializeToString().hex()
+    for _ in range(8):
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", FLEETING_CLIENT, harness.running.target, request
+        )
+        assert await client.wait() == 0
+    await asyncio.wait_for(harness.running.gate.idle(), 5)
+    assert any(record.getMessage() == "rpc" for record in caplog.records)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
