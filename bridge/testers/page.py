@@ -96,6 +96,8 @@ class Page:
         )
         for trigger in (start.task.input, start.mode.input):
             on(trigger, self._refill, [start.task, start.mode, start.model, language], start.outputs)
+        told = [self.session, start.task, start.mode, start.model, self.saved, language]
+        on(start.again.tick, self._look_again, told, [*start.outputs, *self._view])
         chosen = [start.tester, start.mode, start.task, start.model, start.consent, self.saved, language]
         on(start.begin.click, self._begin, chosen, self._view, trigger_mode="once")
         for trigger in (talk.send.click, talk.entry.submit):
@@ -159,6 +161,18 @@ class Page:
         except ChatmillError as error:
             log.warning("the page could not be filled: %s: %s", error.code, error.message)
             return merged(words, self.start.closed(text(language, "trouble.load", message=error.message)))
+
+    async def _look_again(
+        self, session: str, task: str, mode: str, model: str, saved: dict[str, str], language: str
+    ) -> Updates:
+        """The start panel of a page that has nothing to test yet, and the session that could not be shown before."""
+        saved = {**EMPTY, **(saved or {})}
+        try:
+            if saved["session"] and not session:
+                return await self._restore(saved["session"], saved, language)
+            return await self.start.fill(await self._desk.guide(language), task, mode, model, language)
+        except ChatmillError as error:
+            return self.start.closed(text(language, "trouble.load", message=error.message))
 
     async def _restore(self, session: str, saved: dict[str, str], language: str) -> Updates:
         guide = await self._desk.guide(language)

@@ -12,12 +12,18 @@ from bridge.testers.kit import Localised, Updates, choices
 from bridge.testers.texts import text
 from chatmill.eval.v1 import GetTestGuideResponse, TestTask
 
+LOOK_AGAIN_SECONDS = 3.0
+"""A page that was opened before there is anything to test, while the mesh starts, say, looks again after so long."""
+
 
 class StartPanel:
     """Pseudonym, mode, task, model, consent.
 
     Args:
         words: collects what follows the language.
+
+    Attributes:
+        again: ticks as long as there is nothing to test.
     """
 
     def __init__(self, desk: Desk, words: Localised) -> None:
@@ -45,11 +51,13 @@ class StartPanel:
             self.consent_text = gr.HTML(elem_id="consent-text")
             self.consent = words.add(gr.Checkbox(elem_id="consent"), label="start.consent")
             self.begin = words.add(gr.Button(variant="primary", size="lg", elem_id="begin"), value="start.begin")
+            self.again = gr.Timer(LOOK_AGAIN_SECONDS, active=False)
 
     @property
     def outputs(self) -> list[Any]:
-        """What `fill` updates."""
-        return [self.heading, self.task, self.card, self.model, self.notice, self.consent_text, self.mode, self.begin]
+        """What `fill` and `closed` update."""
+        head = [self.heading, self.task, self.card, self.model, self.notice]
+        return [*head, self.consent_text, self.mode, self.begin, self.again]
 
     async def fill(
         self, guide: GetTestGuideResponse, task: str | None, mode: str, model: str, language: str
@@ -80,11 +88,16 @@ class StartPanel:
             self.notice: _notice(problem),
             self.consent_text: f'<p class="cm-small">{shown.plain(guide.consent_text)}</p>',
             self.begin: gr.update(interactive=not problem),
+            self.again: gr.update(active=not models),
         }
 
     def closed(self, problem: str) -> Updates:
         """The panel when nothing can be begun, with why."""
-        return {self.notice: _notice(problem), self.begin: gr.update(interactive=False)}
+        return {
+            self.notice: _notice(problem),
+            self.begin: gr.update(interactive=False),
+            self.again: gr.update(active=True),
+        }
 
 
 def _notice(problem: str) -> str:

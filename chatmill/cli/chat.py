@@ -250,8 +250,10 @@ class Reply:
         timing, usage = finished.timing, finished.usage
         pace = usage.output_tokens / (timing.decode_us / 1e6) if timing.decode_us else 0.0
         served = finished.served_by
+        quantized = {"": "", "none": ", not quantized"}.get(served.quantization, f", {served.quantization}")
+        engine = f" ({served.engine} engine{quantized})" if served.engine else ""
         self._console.print(
             f"  {usage.output_tokens} tokens, first after {timing.first_token_us / 1000:.0f} ms, {pace:,.0f} tokens/s, "
-            f"{served.model} on {served.engine} {served.quantization}",
+            f"{served.model}{engine}",
             style="dim",
         )

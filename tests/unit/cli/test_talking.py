@@ -196,7 +196,7 @@ async def test_chat_streams_and_remembers(fakes: Fakes, mesh: Mesh, capsys: pyte
     await conversation.say("And again")
     shown = capsys.readouterr()
     assert shown.out == "Hello.\nHello.\n"
-    assert "3 tokens, first after 21 ms, 300 tokens/s, models/shop/versions/2 on rows nf4" in shown.err
+    assert "3 tokens, first after 21 ms, 300 tokens/s, models/shop/versions/2 (rows engine, nf4)" in shown.err
     spec = fakes.inference.requests[1].spec
     assert [(m.role, m.content) for m in spec.messages] == [
         (Role.ROLE_SYSTEM, "Be kind."),

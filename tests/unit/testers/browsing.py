@@ -29,9 +29,10 @@ async def chromium() -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def visiting(
-    browser: Any, url: str, size: tuple[int, int] = (1280, 900), locale: str = "en-GB"
+    browser: Any, url: str, size: tuple[int, int] = (1280, 900), locale: str = "en-GB", shows: str = "#task label"
 ) -> AsyncIterator[Any]:
-    """A visitor with storage of their own; fails if anything was fetched from elsewhere, or a script failed."""
+    """A visitor with storage of their own, once the page `shows` that; fails if anything was fetched from elsewhere, or
+    a script failed."""
     context = await browser.new_context(viewport={"width": size[0], "height": size[1]}, locale=locale)
     page = await context.new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -40,7 +41,7 @@ async def visiting(
     page.on("request", lambda request: outside.append(request.url) if not request.url.startswith(url) else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
     await page.goto(f"{url}/test/")
-    await page.wait_for_selector("#task label")
+    await page.wait_for_selector(shows)
     yield page
     assert [found for found in outside if not found.startswith(("data:", "blob:"))] == []
     assert errors == []

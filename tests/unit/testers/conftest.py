@@ -42,17 +42,24 @@ class Registry(factory_v1.RegistryServiceServicer):
 
 @dataclass
 class Inference(inference_v1.InferenceServiceServicer):
-    """Answers by rules, word by word; `pause` is the time between two words, and once `healed` nothing goes wrong."""
+    """Answers by rules, word by word; `pause` is the time between two words, and once `healed` nothing goes wrong.
+
+    Until it is `up` it can't be reached; then it serves `models`.
+    """
 
     requests: list[Any] = field(default_factory=list)
     pause: float = 0.005
     most_at_once: int = 0
     cancelled: int = 0
     healed: bool = False
+    up: bool = True
+    models: tuple[str, ...] = MODELS
     _now: int = 0
 
     async def ListServedModels(self, request: Any, context: Any) -> Any:
-        served = [inference_v1.ServedModel(model=f"{name}/versions/{n}") for name in MODELS for n in (1,)]
+        if not self.up:
+            raise Unavailable("still starting", retry_after=1)
+        served = [inference_v1.ServedModel(model=f"{name}/versions/1") for name in self.models]
         return inference_v1.ListServedModelsResponse(served_models=served)
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:

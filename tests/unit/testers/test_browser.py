@@ -24,7 +24,7 @@ from eval_svc.store import Store
 from tests.unit.eval.people.conftest import check, put_evaluation
 
 from .browsing import CHROMIUM, PHONE, TABS, answered, begin, chromium, go, say, sideways, until, visiting
-from .conftest import Mesh, meshed
+from .conftest import MODELS, Mesh, meshed
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,8 +42,10 @@ class Site:
     mesh: Mesh
     desk: Desk
 
-    def visit(self, size: tuple[int, int] = (1280, 900), locale: str = "en-GB") -> AbstractAsyncContextManager[Any]:
-        return visiting(self.browser, self.url, size, locale)
+    def visit(
+        self, size: tuple[int, int] = (1280, 900), locale: str = "en-GB", **more: str
+    ) -> AbstractAsyncContextManager[Any]:
+        return visiting(self.browser, self.url, size, locale, **more)
 
     async def only(self, tester: str) -> v1.TestSession:
         """The tester's one session with all that was said."""
@@ -287,6 +289,21 @@ async def test_every_tab_fits_the_window_in_both_languages(site: Site, size: tup
         box = await page.locator("#send").bounding_box()
         assert box["x"] + box["width"] <= size[0]
         assert ("发送" in await page.inner_text("#send")) == chinese
+
+
+async def test_a_page_that_is_opened_before_there_is_anything_to_test_fills_by_itself(site: Site) -> None:
+    inference = site.mesh.inference
+    inference.up, inference.models = False, ()
+    async with site.visit(shows="#start-notice .cm-notice:has-text('still starting')") as page:
+        await page.fill("#tester input, #tester textarea", "ana")
+        inference.up = True
+        await page.wait_for_selector("#start-notice .cm-notice:has-text('No model')")
+        assert await page.is_disabled("#begin")
+        inference.models = MODELS
+        await page.wait_for_selector("#begin:enabled")
+        assert await page.input_value("#tester input, #tester textarea") == "ana"
+        await begin(page, "ana")
+        await say(page, "hello")
 
 
 async def test_a_wrong_pseudonym_is_told_in_words(site: Site) -> None:
