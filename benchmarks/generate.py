@@ -5,12 +5,12 @@
 
 Each side runs in a process of its own on the same model, machine and prompts, is warmed up, and gets so many requests
 at once, round after round. The sides take turns, so that what else the machine does meets all of them, and wait while
-another's turn is. A turn is one round, of single requests ten in a row: one alone would mostly show how a process wakes
-up whose turn it has not been for seconds. A figure is the median of the rounds. Greedy, 100-token prompts, 64 new
-tokens. No prompt is used twice and all begin differently, so that no side's prefix cache finds anything; every side
-gets the same ones. Every side may use all cores, and the client runs on the same ones. First-token and inter-token
-times are what a client sees: from sending the request to the first delivery that has text, and from each delivery to
-the next.
+another's turn is. A turn is one round; of single requests it is ten, one after the other, since one alone would mostly
+show how a process wakes up whose turn it has not been for seconds. A figure is the median of the rounds. Greedy,
+100-token prompts, 64 new tokens. No prompt is used twice and all begin differently, so that no side's prefix cache
+finds anything; every side gets the same ones. Every side may use all cores, and the client runs on the same ones.
+First-token and inter-token times are what a client sees: from sending the request to the first delivery that has text,
+and from each delivery to the next.
 
 At the end the bars that these figures are measured by are shown, for the sides that were run.
 """
@@ -131,7 +131,7 @@ class Player:
 
 
 def run(names: list[str], folder: Path, sizes: list[int], arguments: argparse.Namespace) -> list[Row]:
-    """All sides, round by round in turn, so that what else the machine does meets all of them."""
+    """All sides, turn by turn, so that what else the machine does meets all of them."""
     players = [Player(name, folder, sizes, arguments) for name in names]
     rows = []
     for size in sizes:

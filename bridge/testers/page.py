@@ -157,7 +157,8 @@ class Page:
         language = saved["language"] or preferred(request.headers.get("accept-language", ""))
         words = {**self._words.updates(language), self.language: language}
         try:
-            return merged(words, await self._restore(saved["session"], saved, language))
+            found = await self._restore(saved, language)
+            return merged(words, {self.start.tester: saved["tester"]}, found)
         except ChatmillError as error:
             log.warning("the page could not be filled: %s: %s", error.code, error.message)
             return merged(words, self.start.closed(text(language, "trouble.load", message=error.message)))
@@ -169,19 +170,21 @@ class Page:
         saved = {**EMPTY, **(saved or {})}
         try:
             if saved["session"] and not session:
-                return await self._restore(saved["session"], saved, language)
+                return await self._restore(saved, language, task, mode, model)
             return await self.start.fill(await self._desk.guide(language), task, mode, model, language)
         except ChatmillError as error:
             return self.start.closed(text(language, "trouble.load", message=error.message))
 
-    async def _restore(self, session: str, saved: dict[str, str], language: str) -> Updates:
+    async def _restore(
+        self, saved: dict[str, str], language: str, task: str | None = None, mode: str = "chat", model: str = ""
+    ) -> Updates:
+        """The start panel and, if there is one, the saved session."""
         guide = await self._desk.guide(language)
-        updates = await self.start.fill(guide, None, "chat", "", language)
-        updates[self.start.tester] = saved["tester"]
-        if not session:
+        updates = await self.start.fill(guide, task, mode, model, language)
+        if not saved["session"]:
             return updates
         try:
-            return merged(updates, self._shown(await self._desk.session(session), guide, saved, language))
+            return merged(updates, self._shown(await self._desk.session(saved["session"]), guide, saved, language))
         except NotFound:
             gr.Warning(shown.plain(text(language, "trouble.session")))
             return {**updates, self.saved: {**saved, "session": ""}}
@@ -190,12 +193,15 @@ class Page:
     async def _translate(
         self, session: str, selected: str, task: str, mode: str, model: str, saved: dict[str, str], language: str
     ) -> Updates:
-        guide = await self._desk.guide(language)
         saved = {**EMPTY, **(saved or {}), "language": language}
-        updates = merged(self._words.updates(language), await self.start.fill(guide, task, mode, model, language))
+        words = {**self._words.updates(language), self.saved: saved}
+        if saved["session"] and not session:
+            return merged(words, await self._restore(saved, language, task, mode, model))
+        guide = await self._desk.guide(language)
+        updates = merged(words, await self.start.fill(guide, task, mode, model, language))
         if session:
             updates = merged(updates, self._shown(await self._desk.session(session), guide, None, language, selected))
-        return {**updates, self.saved: {**saved, "session": session}}
+        return updates
 
     @guarded
     async def _refill(self, task: str, mode: str, model: str, language: str) -> Updates:

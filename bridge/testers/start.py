@@ -23,7 +23,7 @@ class StartPanel:
         words: collects what follows the language.
 
     Attributes:
-        again: ticks as long as there is nothing to test.
+        again: ticks as long as nothing can be begun.
     """
 
     def __init__(self, desk: Desk, words: Localised) -> None:
@@ -88,7 +88,7 @@ class StartPanel:
             self.notice: _notice(problem),
             self.consent_text: f'<p class="cm-small">{shown.plain(guide.consent_text)}</p>',
             self.begin: gr.update(interactive=not problem),
-            self.again: gr.update(active=not models),
+            self.again: gr.update(active=bool(problem)),
         }
 
     def closed(self, problem: str) -> Updates:

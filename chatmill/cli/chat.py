@@ -250,7 +250,8 @@ class Reply:
         timing, usage = finished.timing, finished.usage
         pace = usage.output_tokens / (timing.decode_us / 1e6) if timing.decode_us else 0.0
         served = finished.served_by
-        quantized = {"": "", "none": ", not quantized"}.get(served.quantization, f", {served.quantization}")
+        weights = "" if served.device == "remote" else served.quantization
+        quantized = {"": "", "none": ", not quantized"}.get(weights, f", {weights}")
         engine = f" ({served.engine} engine{quantized})" if served.engine else ""
         self._console.print(
             f"  {usage.output_tokens} tokens, first after {timing.first_token_us / 1000:.0f} ms, {pace:,.0f} tokens/s, "

@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from chatmill.runtime import Context, status
+from chatmill.errors import ResourceExhausted
+from chatmill.runtime import Context
 
 
 @dataclass(slots=True)
@@ -69,10 +70,16 @@ Middleware: TypeAlias = Callable[[Call], AbstractContextManager[None] | Abstract
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
-    """Runs `middlewares` around every handler of a server."""
+    """Runs `middlewares` around every handler of a server.
 
-    def __init__(self, middlewares: Sequence[Middleware]) -> None:
+    Args:
+        middlewares: the outermost first.
+        max_message_bytes: most that gRPC sends; that a message of a stream is larger it would tell the client only.
+    """
+
+    def __init__(self, middlewares: Sequence[Middleware], max_message_bytes: int) -> None:
         self._middlewares = tuple(middlewares)
+        self._max_message_bytes = max_message_bytes
 
     async def intercept_service(
         self,
@@ -93,6 +100,15 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         wrap = self._streaming if handler.response_streaming else self._single
         wrapped: Any = wrap(handler_call_details.method, behavior, handler.request_streaming)
         return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+    def _check_size(self, message: Any, method: str) -> None:
+        size = message.ByteSize()
+        if size > self._max_message_bytes:
+            raise ResourceExhausted(
+                f"{method}: a message of the answer has {size} bytes; mesh.max_message_bytes allows "
+                f"{self._max_message_bytes}.",
+                reason="MESSAGE_TOO_LARGE",
+            )
 
     async def _enter(self, stack: AsyncExitStack, call: Call) -> None:
         for middleware in self._middlewares:
@@ -125,7 +141,8 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                     # a cancel that arrives during write must still run the handler's finally, now and not at some gc
                     result = await stack.enter_async_context(aclosing(result))
                 async for message in result:
-                    await status.write(context, message)
+                    self._check_size(message, method)
+                    await context.write(message)
                     call.sent += 1
 
         return handle

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 _PRINTABLE = re.compile(r"[\x21-\x7e]{1,128}")
 
+GONE_SECONDS = 1.0
+"""How long after a failed send gRPC may take to cancel the call of a client that has gone."""
+
 
 @contextmanager
 def request_id(call: Call) -> Iterator[None]:
@@ -49,6 +52,9 @@ async def errors(call: Call) -> AsyncIterator[None]:
         call.error = "the work behind the call was cancelled"
         await status.abort(call.context, Cancelled(f"{call.method}: the work behind this call was cancelled."))
     except Exception as error:
+        if isinstance(error, grpc.aio.InternalError):
+            # A send to a client that has just gone may fail before gRPC cancels the call; that is no defect.
+            await asyncio.sleep(GONE_SECONDS)
         opaque = uuid.uuid4().hex[:12]
         call.error = f"defect {opaque}: {type(error).__name__}"
         log.exception("defect %s in %s", opaque, call.method)

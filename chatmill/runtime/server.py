@@ -174,7 +174,8 @@ async def start(service: Service, config: Config) -> Running:
             gate,
             authentication.authenticate(mesh.security),
             validation.required_fields,
-        ]
+        ],
+        mesh.max_message_bytes,
     )
     server = grpc.aio.server(interceptors=[interceptor], options=server_options(mesh))
     recorder = _Recorder(server)

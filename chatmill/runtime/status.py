@@ -103,27 +103,6 @@ def _bounded(text: str, limit: int) -> str:
     return text
 
 
-GONE_SECONDS = 1.0
-"""How long after a failed write gRPC may take to cancel the call of a client that has gone."""
-
-
-async def write(context: Context, message: object) -> None:
-    """Send a message of a stream.
-
-    To a client that has just gone a write may fail before gRPC cancels the call. That is no defect, so a write that
-    fails waits for the cancel, and fails only if none comes: a message above the size limit fails in the same way.
-
-    Raises:
-        asyncio.CancelledError: the client has gone.
-        grpc.aio.InternalError: the message can't be sent.
-    """
-    try:
-        await context.write(message)
-    except grpc.aio.InternalError:
-        await asyncio.sleep(GONE_SECONDS)
-        raise
-
-
 async def abort(context: Context, error: ChatmillError) -> NoReturn:
     """End the call with the status of `error`, keeping trailing metadata that was set before.
 

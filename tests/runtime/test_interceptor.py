@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -20,8 +21,7 @@ from chatmill.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from chatmill.runtime import interceptor, middleware, status, testing
-from chatmill.runtime.interceptor import Call
+from chatmill.runtime import channel, interceptor, middleware, server, telemetry, testing
 
 NAMES = [name for name, _, _ in METHODS]
 
@@ -241,6 +241,12 @@ class _Gone:
     def trailing_metadata(self) -> tuple[()]:
         return ()
 
+    def time_remaining(self) -> None:
+        return None
+
+    def peer(self) -> str:
+        return ""
+
     async def write(self, message: Any) -> None:
         self.failed.set()
         raise grpc.aio.InternalError(self._why)
@@ -249,48 +255,55 @@ class _Gone:
         await self.write(status)
 
 
-async def _refuse(context: _Gone) -> None:
-    async with middleware.errors(Call("/probe.Probe/UnaryStream", context, {})):  # type: ignore[arg-type]
-        raise ResourceExhausted("later", retry_after=1)
-
-
-async def _stream(context: _Gone) -> None:
-    async def numbers(request: Any, context: Any) -> Any:
-        yield request
-
-    handle = interceptor.MeshInterceptor([middleware.errors])._streaming("/probe.Probe/UnaryStream", numbers, False)
-    await handle(1, context)
-
-
 DID_NOT_LEAVE = 'Failed "execute_batch": (SendStatusFromServerOperation)'
 NOT_ACCEPTED = "Failed grpc_call_start_batch: 10 with grpc_call_error value: 'GRPC_CALL_ERROR_INVALID_METADATA'"
 
 
+async def _handle(context: _Gone, error: Exception | None = None) -> None:
+    """A stream of one message, or an error."""
+
+    async def handler(request: Any, context: Any) -> Any:
+        if error is not None:
+            raise error
+        yield request
+
+    around = interceptor.MeshInterceptor([telemetry.observe, middleware.errors], 1000)
+    await around._streaming("/probe.Probe/UnaryStream", handler, False)(ProbeRequest(name="a"), context)
+
+
 async def test_a_client_that_goes_while_it_is_refused_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     with pytest.raises(asyncio.CancelledError):
-        await _refuse(_Gone(DID_NOT_LEAVE))
+        await _handle(_Gone(DID_NOT_LEAVE), ResourceExhausted("later", retry_after=1))
+    assert [(record.levelname, record.fields["code"]) for record in caplog.records] == [("INFO", "CANCELLED")]  # type: ignore[attr-defined]
+
+
+async def test_a_status_that_is_not_accepted_is_a_defect() -> None:
     with pytest.raises(grpc.aio.InternalError):
-        await _refuse(_Gone(NOT_ACCEPTED))
-    assert not caplog.records
+        await _handle(_Gone(NOT_ACCEPTED), ResourceExhausted("later", retry_after=1))
 
 
 async def test_a_client_that_goes_while_it_is_written_to_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     context = _Gone(DID_NOT_LEAVE)
-    call = asyncio.create_task(_stream(context))
+    call = asyncio.create_task(_handle(context))
     await context.failed.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert not caplog.records
+    assert [(record.levelname, record.fields["code"]) for record in caplog.records] == [("INFO", "CANCELLED")]  # type: ignore[attr-defined]
 
 
-async def test_a_message_that_can_not_be_sent_to_a_client_that_is_there_is_a_defect(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_a_message_of_a_stream_beyond_the_limit_is_refused_in_words(
+    servicer: ProbeServicer, service: server.Service, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(status, "GONE_SECONDS", 0.01)
-    with pytest.raises(asyncio.CancelledError):
-        await _stream(_Gone(DID_NOT_LEAVE))
-    assert "defect" in caplog.text
+    narrow = testing.local_config(tmp_path, {"mesh.max_message_bytes": "70000"})
+    async with testing.running(service, narrow) as harness, channel.connect(harness.running.target) as wide:
+        stub: Any = ProbeStub(wide)
+        # an answer is one byte longer than its request
+        assert len(await collect(stub, "UnaryStream", ProbeRequest(name="a" * 69_995))) == servicer.count
+        with pytest.raises(ResourceExhausted, match=r"70001 bytes; mesh\.max_message_bytes allows 70000"):
+            await collect(stub, "UnaryStream", ProbeRequest(name="a" * 69_996))
 
 
 FLEETING_CLIENT = """
@@ -324,6 +337,9 @@ async def test_clients_that_end_amid_a_hundred_refusals_leave_no_error_behind(
             sys.executable, "-c", FLEETING_CLIENT, harness.running.target, request
         )
         assert await client.wait() == 0
-    await asyncio.wait_for(harness.running.gate.idle(), 5)
+    under_way = telemetry.RPC_ACTIVE.labels(f"/{SERVICE}/UnaryStream")
+    async with asyncio.timeout(5):
+        while under_way._value.get():  # noqa: ASYNC110 - a gauge tells nobody
+            await asyncio.sleep(0.01)
     assert any(record.getMessage() == "rpc" for record in caplog.records)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -29,6 +29,8 @@ LONG_STEP = 0.05
 NEWEST = 0.06
 """Weight of the newest time in the average of the number in use. A step that something else has disturbed, an event
 loop that passes on 32 messages, say, must not by itself make the next `TRY_AGAIN` steps run on one thread."""
+MOST_AT_ONCE = 4.0
+"""For that a time counts as so many times the average at most."""
 NEWEST_TRIED = 0.4
 """The same for a number that is tried again: there are few such times, and the average is old."""
 
@@ -70,9 +72,11 @@ class Pace:
             if not self._untried and 1 not in self._times and seconds < LONG_STEP:
                 self._untried = [1, 1]
         else:
-            in_use = self._times[threads] <= min(self._times.values())
-            weight = NEWEST if in_use else NEWEST_TRIED
-            self._times[threads] += weight * (pace - self._times[threads])
+            average = self._times[threads]
+            if average == min(self._times.values()):
+                self._times[threads] += NEWEST * (min(pace, MOST_AT_ONCE * average) - average)
+            else:
+                self._times[threads] += NEWEST_TRIED * (pace - average)
         best = min(self._times.values())
         self._pause[threads] = min(LONGEST_PAUSE, round(TRY_AGAIN * self._times[threads] / best))
 

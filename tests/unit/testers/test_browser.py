@@ -306,6 +306,19 @@ async def test_a_page_that_is_opened_before_there_is_anything_to_test_fills_by_i
         await say(page, "hello")
 
 
+async def test_a_session_is_shown_again_when_the_mesh_is_back(site: Site) -> None:
+    async with site.visit() as page:
+        await begin(page, "ana")
+        await say(page, "hello")
+        site.mesh.inference.up = False
+        await page.reload()
+        await page.wait_for_selector("#start-notice .cm-notice:has-text('still starting')")
+        await page.click("#language label:nth-of-type(2)")  # a failed click must not lose the session
+        await page.wait_for_selector(".toast-body, [data-testid=toast-body]")
+        site.mesh.inference.up = True
+        await page.wait_for_function("document.querySelectorAll('#chat .bot').length === 1")
+
+
 async def test_a_wrong_pseudonym_is_told_in_words(site: Site) -> None:
     async with site.visit() as page:
         await page.wait_for_selector("#begin:not([disabled])")
