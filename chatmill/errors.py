@@ -32,6 +32,8 @@ from typing import ClassVar
 
 DOMAIN = "chatmill.ai"
 """The `google.rpc.ErrorInfo.domain` of every error of ours (AIP-193)."""
+MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
+"""Reason of a `ResourceExhausted` for one message above `mesh.max_message_bytes`, which no retry makes smaller."""
 
 
 @dataclass(frozen=True, slots=True)

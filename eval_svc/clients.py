@@ -14,7 +14,7 @@ from chatmill.common.v1 import Message as WireMessage
 from chatmill.common.v1 import Role
 from chatmill.config import Config
 from chatmill.dataset import v1 as dataset_v1
-from chatmill.errors import ChatmillError, FailedPrecondition, ResourceExhausted, Unavailable
+from chatmill.errors import MESSAGE_TOO_LARGE, ChatmillError, FailedPrecondition, ResourceExhausted, Unavailable
 from chatmill.factory import v1 as factory_v1
 from chatmill.inference import v1 as inference_v1
 from chatmill.runtime.channel import Channel, connect_service
@@ -227,11 +227,12 @@ def failure_of(error: ChatmillError, *, begun: bool) -> Failure:
         begun: text had already come; a stream that breaks then is the agent's.
     """
     retry = error.retry_after if isinstance(error, ResourceExhausted | Unavailable) else None
+    # our servers' reason, and the transport's words, for one message above the limit
+    too_large = error.reason == MESSAGE_TOO_LARGE or "larger than max" in error.message
     kind: FailureKind
     if error.code == "DEADLINE_EXCEEDED":
         kind = "timeout"
-    elif error.code == "RESOURCE_EXHAUSTED" and "larger than max" in error.message:
-        # the transport's words for one message above its limit; a queue that is full says something else
+    elif error.code == "RESOURCE_EXHAUSTED" and too_large:
         kind = "oversized"
     elif error.code == "UNAVAILABLE":
         kind = "stream_broken" if begun else "unreachable"

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import grpc.aio
 
-from chatmill.errors import ResourceExhausted
+from chatmill.errors import MESSAGE_TOO_LARGE, ResourceExhausted
 from chatmill.runtime import Context
 
 
@@ -107,7 +107,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
             raise ResourceExhausted(
                 f"{method}: a message of the answer has {size} bytes; mesh.max_message_bytes allows "
                 f"{self._max_message_bytes}.",
-                reason="MESSAGE_TOO_LARGE",
+                reason=MESSAGE_TOO_LARGE,
             )
 
     async def _enter(self, stack: AsyncExitStack, call: Call) -> None:
