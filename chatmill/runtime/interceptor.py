@@ -74,7 +74,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         middlewares: the outermost first.
-        max_message_bytes: most that gRPC sends; that a message of a stream is larger it would tell the client only.
+        max_message_bytes: limit of one message. gRPC itself would tell only the client that a stream's is larger.
     """
 
     def __init__(self, middlewares: Sequence[Middleware], max_message_bytes: int) -> None:

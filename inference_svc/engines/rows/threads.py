@@ -29,10 +29,10 @@ LONG_STEP = 0.05
 NEWEST = 0.06
 """Weight of the newest time in the average of the number in use. A step that something else has disturbed, an event
 loop that passes on 32 messages, say, must not by itself make the next `TRY_AGAIN` steps run on one thread."""
-MOST_AT_ONCE = 4.0
-"""For that a time counts as so many times the average at most."""
 NEWEST_TRIED = 0.4
 """The same for a number that is tried again: there are few such times, and the average is old."""
+MOST_AT_ONCE = 4.0
+"""A time of the number in use counts as so many times its average at most, however long the step was."""
 
 Result = TypeVar("Result")
 
