@@ -146,8 +146,13 @@ def _assemble(
     return Lora(weights, max(a.shape[0] for a, _ in weights.values()))
 
 
-class _Stack:
-    """The adapters of one batch side by side, per group of modules that share an input."""
+class Stack:
+    """The adapters of one batch side by side, per group of modules that share an input.
+
+    Attributes:
+        places: of each adapter's index in the bank, its place here.
+        rank: the highest of all adapters, which each of them is given here.
+    """
 
     def __init__(self, loras: dict[int, Lora]) -> None:
         self.places = {index: place for place, index in enumerate(loras)}
@@ -186,10 +191,12 @@ class Mix:
 
     Attributes:
         stack: the adapters of the step.
+        places: int64 [n] place of each row's adapter in the stack, -1 for none.
         mask: [n, adapters * rank] 1 where a row's own adapter is, 0 elsewhere; None if all rows have the only one.
     """
 
-    stack: _Stack
+    stack: Stack
+    places: Tensor
     mask: Tensor | None
 
     def spread(self, times: int, filled: int) -> Mix:
@@ -197,7 +204,7 @@ class Mix:
         if self.mask is None:
             return self
         mask = self.mask.repeat_interleave(times, 0)
-        return Mix(self.stack, nn.functional.pad(mask, (0, 0, 0, filled - len(mask))))
+        return Mix(self.stack, self.places, nn.functional.pad(mask, (0, 0, 0, filled - len(mask))))
 
     def add(self, out: Tensor, x: Tensor, modules: tuple[str, ...], sizes: Sequence[int]) -> Tensor:
         """`out` plus what the adapters make of `x`.
@@ -234,7 +241,7 @@ class AdapterBank:
         self.device: torch.device = model.device
         self._capacity = capacity
         self._loras: dict[int, Lora] = {}
-        self._stack: _Stack | None = None
+        self._stack: Stack | None = None
         self._last: tuple[tuple[int, ...], Mix] | None = None
 
     def put(self, lora: Lora) -> int:
@@ -274,9 +281,9 @@ class AdapterBank:
         stack = self._stack
         # A stack with a few adapters too many is cheaper than a new one whenever a row comes or goes.
         if stack is None or not wanted <= stack.places.keys() or len(stack.places) > 2 * len(wanted):
-            stack = self._stack = _Stack({index: self._loras[index] for index in sorted(wanted)})
-        if len(stack.places) == 1 and all(indices):
-            return Mix(stack, None)
+            stack = self._stack = Stack({index: self._loras[index] for index in sorted(wanted)})
         places = torch.tensor([stack.places.get(index, -1) for index in indices], device=self.device)
+        if len(stack.places) == 1 and all(indices):
+            return Mix(stack, places, None)
         mask = places[:, None] == torch.arange(len(stack.places), device=self.device)
-        return Mix(stack, mask.repeat_interleave(stack.rank, 1).float())
+        return Mix(stack, places, mask.repeat_interleave(stack.rank, 1).float())

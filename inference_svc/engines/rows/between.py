@@ -134,18 +134,26 @@ class Compiled:
 
 
 @functools.cache
-def compiled(dtype: torch.dtype, states: torch.dtype) -> Compiled | None:
-    """The compiled operations, made on the first call; None where they can't be had, and the log says why.
+def library(dtype: torch.dtype, states: torch.dtype) -> ctypes.CDLL:
+    """`layers.c`, which holds `between.c`, compiled on the first call.
 
     Args:
         dtype: of hidden states, float32 or bfloat16.
         states: of keys and values, likewise.
+
+    Raises:
+        OSError: it can't be had; the message says why.
     """
     halves = [int(precision == torch.bfloat16) for precision in (dtype, states)]
+    return native.load("layers", "-march=native", *map("-D{}={}".format, ("HALF", "HALF_STATES"), halves))
+
+
+@functools.cache
+def compiled(dtype: torch.dtype, states: torch.dtype) -> Compiled | None:
+    """The compiled operations, or None where they can't be had, and the log says why. For the arguments see
+    `library`."""
     try:
-        return Compiled(
-            native.load("between", "-march=native", *map("-D{}={}".format, ("HALF", "HALF_STATES"), halves))
-        )
+        return Compiled(library(dtype, states))
     except OSError as error:
         log.warning("%s: small models take up to half as long again for a step as they could", error)
         return None

@@ -48,7 +48,7 @@ class _Step:
     Args:
         rows: how many.
         width: columns that attention covers.
-        mix: what the first such step had; its stack is the step's for ever, its mask is copied in each time.
+        mix: what the first such step had; its stack is the step's for ever, the rest is copied in each time.
         device: where.
     """
 
@@ -57,8 +57,9 @@ class _Step:
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self.positions = torch.zeros(rows, dtype=torch.long, device=device)
         self.mix = mix
-        if mix is not None and mix.mask is not None:
-            self.mix = Mix(mix.stack, mix.mask.new_zeros(rows, mix.mask.shape[1]))
+        if mix is not None:
+            mask = None if mix.mask is None else mix.mask.new_zeros(rows, mix.mask.shape[1])
+            self.mix = Mix(mix.stack, mix.places.new_zeros(rows), mask)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.logits: Tensor | None = None
         self.used = False
@@ -72,6 +73,7 @@ class _Step:
             assert self.mix is not None
             assert self.mix.mask is not None
             self.mix.mask.copy_(F.pad(mix.mask, (0, 0, 0, more)))
+            self.mix.places.copy_(F.pad(mix.places, (0, more), value=-1))
 
 
 class GraphedForward:

@@ -2,9 +2,9 @@
 
 At a few million parameters a step costs what dispatching its operations costs, and Transformers' decoder layer is
 about 55 of them. Here a layer is four products and what `between` makes of the rest: three calls where it is compiled,
-else about 16 operations of torch; attention works on the store's memory without copies. Weights are the model's own
-(the fused matrices replace them, so memory stays the same), and `loading` compares the two forwards on loading and
-keeps the model's own where they differ.
+else about 16 operations of torch; attention works on the store's memory without copies. Where a model is small enough
+to be kept twice, `layers` makes the whole step one call. Weights are the model's own, and `steps` compares the two
+forwards on loading and keeps the model's own where they differ.
 
 Not for: sliding windows, dynamic rotary scaling, biases in the MLP. `supports` says so.
 """
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name
-from bitsandbytes.nn import Linear4bit
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from inference_svc.engines.rows import between, fourbit
+from inference_svc.engines.rows import between, layers
 from inference_svc.engines.rows.adapters import Mix
 from inference_svc.engines.rows.forward import Prefill
+from inference_svc.engines.rows.products import PACKED_BYTES, Product
 from inference_svc.engines.rows.store import RowStore
 
 FAMILIES = frozenset({"llama", "qwen2", "qwen3", "mistral"})
@@ -84,72 +84,6 @@ def _attend_in_products(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, s
     return torch.matmul(torch.softmax(weights, -1), v)
 
 
-class _Product:
-    """x times a weight, transposed, plus a bias.
-
-    On a CPU the weight is kept in oneDNN's own layout (what `torch.compile` does when it freezes a model): up to twice
-    as fast for a few rows, and each row's result does not depend on how many there are.
-
-    Args:
-        weight: [out, in].
-        bias: [out] or None.
-        packed: keep a second copy in that layout.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, packed: bool) -> None:
-        self._weight, self._bias = weight, bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_ROWS) if packed else None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._packed is None:
-            return F.linear(x, self._weight, self._bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
-        return out
-
-
-_PACKED_ROWS = 32
-"""Rows that the packed layout is chosen for."""
-PACKED_BYTES = 256 << 20
-"""Models of more weights than this are not kept twice; their products wait for memory in either layout."""
-
-
-class _Apart:
-    """Products of the same input that stay apart, because each is quantised on its own; the results side by side."""
-
-    def __init__(self, parts: list[Callable[[Tensor], Tensor]]) -> None:
-        self._parts = parts
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if len(self._parts) == 1:
-            return self._parts[0](x)
-        return torch.cat([part(x) for part in self._parts], -1)
-
-
-def _alone(part: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The product of one layer, quantised or not."""
-    return fourbit.FourBit([part]) if isinstance(part, Linear4bit) and fourbit.fits([part]) else part
-
-
-def _product(parts: list[nn.Linear], *, packed: bool) -> Callable[[Tensor], Tensor]:
-    """One product for linear layers of the same input. Those of a kind are fused, their weights become views of it."""
-    if all(isinstance(part, Linear4bit) for part in parts) and fourbit.fits(parts):
-        return fourbit.FourBit(parts)
-    if any(type(part) is not nn.Linear for part in parts):
-        return _Apart([_alone(part) for part in parts])
-    if len(parts) == 1:
-        return _Product(parts[0].weight, parts[0].bias, packed=packed)
-    weight = torch.cat([part.weight.data for part in parts])
-    bias = None if parts[0].bias is None else torch.cat([part.bias.data for part in parts])
-    start = 0
-    for part in parts:
-        stop = start + part.out_features
-        part.weight.data = weight[start:stop]
-        if bias is not None:
-            part.bias.data = bias[start:stop]
-        start = stop
-    return _Product(weight, bias, packed=packed)
-
-
 class _Layer:
     """The weights of one decoder layer, as the step uses them."""
 
@@ -157,18 +91,18 @@ class _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         self.norm_in, self.norm_out = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         self.epsilon: float = layer.input_layernorm.variance_epsilon
-        self.qkv = _product([attention.q_proj, attention.k_proj, attention.v_proj], packed=packed)
-        self.out = _product([attention.o_proj], packed=packed)
-        self.gate_up = _product([mlp.gate_proj, mlp.up_proj], packed=packed)
-        self.down = _product([mlp.down_proj], packed=packed)
-        self.qkv_names = tuple(f"{name}.self_attn.{part}_proj" for part in "qkv")
-        self.qkv_sizes = tuple(part.out_features for part in (attention.q_proj, attention.k_proj, attention.v_proj))
-        self.out_name = (f"{name}.self_attn.o_proj",)
-        self.gate_up_names = (f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
-        self.gate_up_sizes = (mlp.gate_proj.out_features, mlp.up_proj.out_features)
-        self.down_name = (f"{name}.mlp.down_proj",)
+        self.qkv, self.out, self.gate_up, self.down = self.products = (
+            self._product(attention, f"{name}.self_attn", ("q_proj", "k_proj", "v_proj"), packed),
+            self._product(attention, f"{name}.self_attn", ("o_proj",), packed),
+            self._product(mlp, f"{name}.mlp", ("gate_proj", "up_proj"), packed),
+            self._product(mlp, f"{name}.mlp", ("down_proj",), packed),
+        )
         self.q_norm = attention.q_norm.weight if hasattr(attention, "q_norm") else None
         self.k_norm = attention.k_norm.weight if hasattr(attention, "k_norm") else None
+
+    @staticmethod
+    def _product(module: Any, name: str, parts: tuple[str, ...], packed: bool) -> Product:
+        return Product({f"{name}.{part}": getattr(module, part) for part in parts}, packed=packed)
 
 
 class LeanForward:
@@ -187,7 +121,7 @@ class LeanForward:
             and model.get_memory_footprint() <= PACKED_BYTES
             and (model.dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
         )
-        self.head = _product([model.lm_head], packed=packed)
+        self.head = Product({"lm_head": model.lm_head}, packed=packed)
         self.norm: Tensor = model.model.norm.weight
         self.layers = [
             _Layer(layer, f"model.layers.{number}", packed=packed) for number, layer in enumerate(model.model.layers)
@@ -200,6 +134,7 @@ class LeanForward:
         self.kv_heads: int = attention.k_proj.out_features // self.size
         self.heads: int = attention.q_proj.out_features // self.size
         self.scale: float = attention.scaling
+        self._whole = self._in_one_call() if packed and self._compiled is not None else None
         self._generation = -1
         self._refresh()
 
@@ -219,6 +154,27 @@ class LeanForward:
         self._keys = [keys.view(-1, self.size) for keys in store.keys]
         self._values = [values.view(-1, self.size) for values in store.values]
         self._generation = store.generation
+        if self._whole is not None:
+            self._whole.use(store, self._cos, self._sin)
+
+    def _in_one_call(self) -> layers.Layers | None:
+        """The step in one call where that is for this model; the rest of this class does the same without."""
+        norms = {norm.dtype for own in self.layers for norm in (own.q_norm, own.k_norm) if norm is not None}
+        products = [self.head, *(product for layer in self.layers for product in layer.products)]
+        if any(product.packed is None for product in products) or self.size % 4 or not norms <= {self.embed.dtype}:
+            return None
+        return layers.made(
+            self.embed.dtype,
+            self.store.dtype,
+            self.layers,
+            self.norm,
+            self.head,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            size=self.size,
+            epsilon=self.layers[0].epsilon,
+            scale=self.scale,
+        )
 
     def _compiles(self, model: PreTrainedModel) -> bool:
         """Whether `between.Compiled` is for this model and its states."""
@@ -236,11 +192,13 @@ class LeanForward:
         """See `Forward.decode`."""
         if self._generation != self.store.generation:
             self._refresh()
+        if self._whole is not None and self._whole.takes(mix):
+            return self._whole.decode(F.embedding(tokens, self.embed), positions, width, mix)
         attend = self._attention(positions, width)
         x, added = F.embedding(tokens, self.embed), None
         for number, layer in enumerate(self.layers):
             x, normal = self._between.add_norm(x, added, layer.norm_in, layer.epsilon)
-            mixed = attend(number, layer, self._project(layer, normal, mix))
+            mixed = attend(number, layer, layer.qkv(normal, mix))
             x, added = self._after_attention(layer, x, mixed, mix)
         return self._logits(x, added, mix)
 
@@ -286,18 +244,19 @@ class LeanForward:
         rows = torch.tensor(chunk.slots, device=store.device)
         tokens = count * length
         filled = filled_up(tokens) if store.device.type == "cpu" else tokens
+        x = F.embedding(F.pad(chunk.tokens.reshape(-1), (0, filled - tokens)), self.embed)
+        if self._whole is not None and self._whole.takes(chunk.mix):
+            return self._whole.prefill(x, rows, length, start, chunk.last, chunk.mix)
         cos = F.pad(self._cos[start:width].repeat(count, 1), (0, 0, 0, filled - tokens)).view(-1, 1, size)
         sin = F.pad(self._sin[start:width].repeat(count, 1), (0, 0, 0, filled - tokens)).view(-1, 1, size)
         at = (self._row_base[rows, None] + self._columns[start:width])[:, :, None] + self._head_base
         at = at.view(-1)
         mask = None if start == 0 else self._columns[:width] <= self._columns[start:width, None]
-        x = F.embedding(F.pad(chunk.tokens.reshape(-1), (0, filled - tokens)), self.embed)
         mix = chunk.mix.spread(length, filled) if chunk.mix is not None else None
         added = None
         for number, layer in enumerate(self.layers):
             x, normal = self._between.add_norm(x, added, layer.norm_in, layer.epsilon)
-            flat = self._project(layer, normal, mix)
-            q, k, v = (part[:tokens] for part in self._rotated(layer, flat, cos, sin))
+            q, k, v = (part[:tokens] for part in self._rotated(layer, layer.qkv(normal, mix), cos, sin))
             self._keys[number].index_copy_(0, at, k.reshape(-1, size))
             self._values[number].index_copy_(0, at, v.reshape(-1, size))
             q = q.reshape(count, length, self.heads, size).transpose(1, 2)
@@ -313,12 +272,6 @@ class LeanForward:
             x, added = self._after_attention(layer, x, F.pad(mixed, (0, 0, 0, filled - tokens)), mix)
         wanted = torch.arange(count, device=store.device) * length + chunk.last
         return self._logits(x[wanted], None if added is None else added[wanted], chunk.mix)
-
-    @staticmethod
-    def _project(layer: _Layer, normal: Tensor, mix: Mix | None) -> Tensor:
-        """Queries, keys and values side by side, [tokens, all heads * size], of normed hidden states."""
-        flat = layer.qkv(normal)
-        return flat if mix is None else mix.add(flat, normal, layer.qkv_names, layer.qkv_sizes)
 
     def _heads(self, layer: _Layer, flat: Tensor) -> Tensor:
         """The same by heads, [tokens, all heads, size], with the norms that some families have for each."""
@@ -357,19 +310,10 @@ class LeanForward:
 
     def _after_attention(self, layer: _Layer, x: Tensor, mixed: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
         """Hidden states after attention, and what the feed-forward part adds to them, not yet added."""
-        mixed = mixed.to(x.dtype)
-        out = layer.out(mixed)
-        if mix is not None:
-            out = mix.add(out, mixed, layer.out_name, (x.shape[-1],))
+        out = layer.out(mixed.to(x.dtype), mix)
         x, normal = self._between.add_norm(x, out, layer.norm_out, layer.epsilon)
-        gate_up = layer.gate_up(normal)
-        if mix is not None:
-            gate_up = mix.add(gate_up, normal, layer.gate_up_names, layer.gate_up_sizes)
-        inner = self._between.gated(gate_up)
-        out = layer.down(inner)
-        return x, out if mix is None else mix.add(out, inner, layer.down_name, (x.shape[-1],))
+        return x, layer.down(self._between.gated(layer.gate_up(normal, mix)), mix)
 
     def _logits(self, x: Tensor, added: Tensor | None, mix: Mix | None) -> Tensor:
         _, normal = self._between.add_norm(x, added, self.norm, self.layers[0].epsilon)
-        logits = self.head(normal)
-        return logits if mix is None else mix.add(logits, normal, ("lm_head",), (logits.shape[-1],))
+        return self.head(normal, mix)

@@ -9,13 +9,16 @@ This module knows no model and no text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inference_svc.engines.rows import native
 from inference_svc.generation import Sampling
 
 TOP = 256
@@ -118,14 +121,35 @@ def choose(logits: Tensor, rows: Sequence[RowSampling | None]) -> list[Choice]:
 
 
 def _most_likely(logits: Tensor) -> tuple[list[int], list[bool]]:
-    """Per row the best token, and whether its logit is a number; NaN counts as best."""
+    """Per row the best token, and whether it is one: not if any logit is no number or the best is infinite."""
     if logits.device.type == "cpu":
+        if (best := _compiled_best(logits.dtype)) is not None:
+            logits = logits.contiguous()
+            tokens = torch.empty(len(logits), dtype=torch.long)
+            fine = torch.empty(len(logits), dtype=torch.bool)
+            best(logits.data_ptr(), *logits.shape, tokens.data_ptr(), fine.data_ptr())
+            return tokens.tolist(), fine.tolist()
         # NumPy's argmax is five times as fast as torch's on a CPU, conversion included.
         scores = logits.float().numpy()
         at = scores.argmax(-1)
         return at.tolist(), np.isfinite(scores[np.arange(len(at)), at]).tolist()
-    best, tokens = logits.max(-1)
-    return tokens.tolist(), torch.isfinite(best).tolist()
+    highest, where = logits.max(-1)
+    return where.tolist(), torch.isfinite(highest).tolist()
+
+
+@functools.cache
+def _compiled_best(dtype: torch.dtype) -> Callable[..., None] | None:
+    """`best` of `best.c` for logits of this precision; None where it can't be had."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None
+    try:
+        library = native.load("best", "-march=native", f"-DHALF={int(dtype == torch.bfloat16)}")
+    except OSError:  # `between` has said so: it is compiled first.
+        return None
+    best: Callable[..., None] = library.best
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    best.argtypes, best.restype = [pointer, size, size, pointer, pointer], None  # type: ignore[attr-defined]
+    return best
 
 
 def _choose_with_care(logits: Tensor, rows: list[RowSampling]) -> list[Choice]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference_svc.engines.rows import between, lean, native
+from inference_svc.engines.rows import between, layers, lean, native
 from inference_svc.engines.rows.forward import Prefill, layer_shapes
 from inference_svc.engines.rows.store import RowStore
 
@@ -140,6 +140,7 @@ def test_a_step_of_the_lean_forward_is_the_same_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, family: str, dtype: torch.dtype, of_states: torch.dtype
 ) -> None:
     """Rows enough for attention in products, of such different lengths that it runs in several spans."""
+    monkeypatch.setattr(layers, "made", lambda *_, **__: None)
     model = copy.deepcopy(tiny.loaded(family).model).to(dtype)
     logits = []
     for found in (compiled_for(dtype, of_states), None):
@@ -202,7 +203,8 @@ def test_without_a_compiler_there_is_a_word_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CC", "/nowhere/cc")
-    between.compiled.cache_clear()
+    for cache in (between.library, between.compiled):
+        cache.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert between.compiled(torch.float32, torch.float32) is None

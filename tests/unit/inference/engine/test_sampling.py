@@ -202,3 +202,27 @@ def test_nothing_allowed_is_no_token() -> None:
     stuck = row(temperature=0)
     stuck.allowed = torch.zeros(SIZE, dtype=torch.bool)
     assert choose(logits(1)[None].clone(), [stuck])[0].token == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [1, 255, 256, 257, 1000])
+def test_the_best_token_is_the_same_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int
+) -> None:
+    torch.manual_seed(11)
+    scores = (torch.randn(40, width) * 3).to(dtype)
+    # Ties: bfloat16 has many, and the first counts.
+    scores[30] = 0.5
+    scores[31] = scores[31].abs().neg()
+    for number, bad in enumerate((float("nan"), float("inf"), float("-inf"))):
+        scores[32 + number, width // 2] = bad
+        scores[36 + number] = bad
+    results = []
+    for without in (False, True):
+        if without:
+            monkeypatch.setattr(under_test, "_compiled_best", lambda dtype: None)
+        tokens, fine = under_test._most_likely(scores)
+        results.append([token if good else -1 for token, good in zip(tokens, fine, strict=True)])
+    assert results[0] == results[1]
+    assert results[0][:30] == scores[:30].float().argmax(-1).tolist()
+    assert results[0][32:34] == results[0][36:39][:2] == [-1, -1]

@@ -1,0 +1,196 @@
+"""A step in one call gives what the same step gives operation by operation, adapters and all."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inference_svc.engines.rows import between, layers, lean
+from inference_svc.engines.rows.adapters import AdapterBank, Lora, Mix, linear_shapes
+from inference_svc.engines.rows.forward import Prefill, layer_shapes
+from inference_svc.engines.rows.store import RowStore
+
+from . import tiny
+from .test_between import PAIRS, compiled_for
+
+CPU = torch.device("cpu")
+FAMILIES = ["llama", "llama-mha", "qwen2", "qwen3"]
+
+
+def forwards(
+    family: str, dtype: torch.dtype = torch.float32, states: torch.dtype = torch.float32
+) -> tuple[lean.LeanForward, lean.LeanForward]:
+    """One that makes its steps in one call, and one that makes them with torch's operations, over equal states."""
+    compiled_for(dtype, states)
+    made = []
+    for whole in (True, False):
+        model = copy.deepcopy(tiny.loaded(family).model).to(dtype)
+        store = RowStore(
+            layer_shapes(model), dtype=states, device=CPU, max_rows=32, max_columns=256, token_budget=32 * 256
+        )
+        store.reserve(24, 256)
+        torch.manual_seed(7)
+        for plane in store.planes:
+            plane.normal_()
+        with pytest.MonkeyPatch.context() as patch:
+            if not whole:
+                patch.setattr(between, "compiled", lambda *_: None)
+            made.append(lean.LeanForward(model, store))
+        if whole and made[0]._whole is None:
+            assert dtype == torch.bfloat16
+            pytest.skip("this processor doesn't multiply bfloat16")
+    assert made[1]._whole is None
+    return made[0], made[1]
+
+
+def adapters(family: str, indices: list[int]) -> Mix | None:
+    """Rows with some of three adapters of other ranks and modules, by index; 0 is none."""
+    model = tiny.loaded(family).model
+    bank = AdapterBank(model, 4)
+    generator = torch.Generator().manual_seed(3)
+    for rank, part in ((4, ""), (17, "mlp"), (1, "q_proj")):
+        weights = {
+            name: (
+                torch.randn(rank, inputs, generator=generator) * 0.2,
+                torch.randn(rank, outputs, generator=generator) * 0.2,
+            )
+            for name, (inputs, outputs) in linear_shapes(model).items()
+            if part in name
+        }
+        bank.put(Lora({name: (a.t().contiguous().t(), b) for name, (a, b) in weights.items()}, rank))
+    return bank.mix(indices)
+
+
+def steps(forward: lean.LeanForward, mixes: tuple[Mix | None, Mix | None]) -> Tensor:
+    """A chunk of three prompts, another behind it, a short one, and a decode step of all slots."""
+    tokens = torch.arange(3 * 90).view(3, 90) % tiny.VOCABULARY
+    slots = [2, 9, 5]
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                forward.prefill(Prefill(slots, tokens, 0, torch.tensor([89, 40, 0]), mixes[0])),
+                forward.prefill(Prefill(slots, tokens[:, :50] + 7, 90, torch.tensor([49, 48, 16]), mixes[0])),
+                forward.prefill(Prefill([11, 0, 1], tokens[:, :1], 4, torch.tensor([0, 0, 0]), mixes[0])),
+                forward.decode(torch.arange(24) + 30, torch.tensor([140] * 12 + [3, 63, 64, 199] * 3), 200, mixes[1]),
+            ]
+        ).float()
+
+
+@pytest.mark.parametrize(("dtype", "states"), PAIRS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_step_in_one_call(family: str, dtype: torch.dtype, states: torch.dtype, mixed: bool) -> None:
+    mixes = (adapters(family, [3, 1, 0]), adapters(family, [0, 1, 2, 3] * 6)) if mixed else (None, None)
+    whole, apart = forwards(family, dtype, states)
+    got, expected = steps(whole, mixes), steps(apart, mixes)
+    near = 2e-4 if dtype == torch.float32 else 0.06 * float(expected.abs().max())
+    torch.testing.assert_close(got, expected, rtol=near, atol=near)
+    for mine, theirs in zip(whole.store.planes, apart.store.planes, strict=True):
+        torch.testing.assert_close(mine.float(), theirs.float(), rtol=near, atol=max(near, 0.1 * (near > 0.01)))
+    if mixed:
+        base = steps(forwards(family, dtype, states)[0], (None, None))
+        # Of the chunks the last row has none; of the decode step every fourth, and the first of those is behind a
+        # prompt that had.
+        changed = (got - base).abs().amax(-1) > 0.01
+        assert changed.tolist() == [True, True, False] * 3 + [True] * 4 + [False, True, True, True] * 5
+
+
+def test_one_adapter_for_all_rows() -> None:
+    mix = adapters("llama", [2, 2, 2])
+    assert mix is not None
+    assert mix.mask is None
+    whole, apart = forwards("llama")
+    got, expected = steps(whole, (mix, None)), steps(apart, (mix, None))
+    torch.testing.assert_close(got, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_an_adapter_of_too_high_a_rank_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MOST_RANK", 16)
+    mixes = adapters("llama", [3, 2, 0]), adapters("llama", [0, 1, 2, 3] * 6)
+    whole, apart = forwards("llama")
+    assert not whole._whole.takes(mixes[1])  # type: ignore[union-attr]
+    monkeypatch.setattr(layers.Layers, "_step", None)
+    with pytest.raises(TypeError):
+        steps(whole, (None, None))
+    torch.testing.assert_close(steps(whole, mixes), steps(apart, mixes), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_neighbours_or_on_threads(dtype: torch.dtype) -> None:
+    whole, _ = forwards("llama", dtype)
+    tokens = torch.randint(0, tiny.VOCABULARY, (6, 70), generator=torch.Generator().manual_seed(1))
+    last, positions = torch.full((6,), 69), torch.full((6,), 70)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads, count in ((1, 1), (1, 6), (2, 6), (2, 3)):
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                read = whole.prefill(Prefill(list(range(count)), tokens[:count], 0, last[:count]))
+                results.append((read[0], whole.decode(tokens[:count, 3], positions[:count], 71, None)[0]))
+    finally:
+        torch.set_num_threads(before)
+    for read, said in results[1:]:
+        assert torch.equal(read, results[0][0])
+        assert torch.equal(said, results[0][1])
+
+
+def test_what_is_no_number_stays_in_its_row() -> None:
+    whole, _ = forwards("llama")
+    tokens = torch.arange(60).view(3, 20)
+    last = torch.tensor([19, 19, 19])
+    with torch.inference_mode():
+        whole.prefill(Prefill([0, 1, 2], tokens, 0, last))
+        whole.store.keys[0][1, :, 5] = float("nan")
+        chunk = whole.prefill(Prefill([0, 1, 2], tokens, 20, last))
+        said = whole.decode(torch.tensor([1, 2, 3]), torch.tensor([40, 40, 40]), 41, None)
+    for logits in (chunk, said):
+        assert logits[1].isnan().all()
+        assert logits[[0, 2]].isfinite().all()
+
+
+def test_a_torch_without_the_interface_does_without(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled_for(torch.float32)
+    monkeypatch.setitem(layers._TORCH, "linear", "aoti_torch_of_another_time")
+    layers._interface.cache_clear()
+    model = copy.deepcopy(tiny.loaded("llama").model)
+    store = RowStore(layer_shapes(model), dtype=torch.float32, device=CPU, max_rows=4, max_columns=64, token_budget=256)
+    try:
+        forward = lean.LeanForward(model, store)
+    finally:
+        layers._interface.cache_clear()
+    assert forward._whole is None
+    assert forward._compiled is not None
+    assert "has no aoti_torch_of_another_time" in caplog.text
+
+
+def test_a_model_that_goes_leaves_no_packed_weights() -> None:
+    compiled_for(torch.float32)
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=512, intermediate_size=512, num_hidden_layers=1, num_attention_heads=8
+    )
+    model: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    grown = []
+    for _ in range(12):
+        store = RowStore(
+            layer_shapes(model), dtype=torch.float32, device=CPU, max_rows=1, max_columns=64, token_budget=64
+        )
+        assert lean.LeanForward(model, store)._whole is not None
+        gc.collect()
+        grown.append(resident())
+    # A copy of the head alone is 16 MiB.
+    assert grown[-1] - grown[3] < 48 << 20
