@@ -102,6 +102,7 @@ class RowsEngine:
                 fail=lambda row, error: worker.put_out((row.request.request_id, error)),
                 hand_out=worker.hand_out,
                 hand_over=worker.hand_over,
+                bell=worker.bell,
             )
             worker.start(scheduler)
             return loaded, scheduler, cache, table

@@ -1,6 +1,8 @@
 /* A whole step of a small decoder in one call: its products are torch's, through the C interface that torch keeps for
  * compiled models (torch/csrc/inductor/aoti_torch/c/shim.h), what lies between them is between.c's. See layers.py.
  */
+#include <unistd.h>
+
 #include "between.c"
 
 typedef void *Handle; /* of a tensor of torch */
@@ -52,6 +54,7 @@ typedef struct {
     int64_t width, inner, heads, kv_heads, size, columns;
     const float *cos, *sin;
     float epsilon, scale;
+    int64_t *bell; /* NULL, or the cell of a bell: see bell.py */
 } Model;
 
 /* Where the tokens of a step belong: either one new token for each of the first rows of the states, at `positions`,
@@ -348,6 +351,13 @@ int32_t run_step(
     const Model *model, const Place *place, const Mix *mix, const Work *work, const int64_t *last, int64_t tokens,
     Number *logits
 ) {
+    if (model->bell && *model->bell >= 0) {
+        const int file = (int)*model->bell;
+        const uint64_t one = 1;
+        *model->bell = -1;
+        /* What can fail is that it was rung more often than anybody can count. */
+        (void)!write(file, &one, sizeof one);
+    }
     Step step = {model, place, mix, 0};
     Handle pending = NULL, result;
     Number *added = NULL, *out;

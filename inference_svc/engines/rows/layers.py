@@ -22,6 +22,7 @@ from torch import Tensor
 
 from inference_svc.engines.rows import between
 from inference_svc.engines.rows.adapters import Mix, Stack
+from inference_svc.engines.rows.bell import Bell
 from inference_svc.engines.rows.store import RowStore
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class _Model(ctypes.Structure):
         *((name, _size) for name in ("width", "inner", "heads", "kv_heads", "size", "columns")),
         *((name, _pointer) for name in ("cos", "sin")),
         *((name, ctypes.c_float) for name in ("epsilon", "scale")),
+        ("bell", _pointer),
     ]
 
 
@@ -203,6 +205,12 @@ class Layers:
         self._model.columns, self._model.cos, self._model.sin = store.columns, cos.data_ptr(), sin.data_ptr()
         for own, keys, values in zip(self._layers, store.keys, store.values, strict=True):
             own.keys, own.values = keys.data_ptr(), values.data_ptr()
+
+    def ring(self, bell: Bell) -> None:
+        """Ring it whenever a step begins."""
+        self._bell = bell
+        self._model.bell = ctypes.addressof(bell.cell)
+        bell.taken = True
 
     @staticmethod
     def takes(mix: Mix | None) -> bool:

@@ -111,6 +111,9 @@ class LeanForward:
     Args:
         model: one that `supports` accepts; its linear weights become views of fused ones.
         store: its states, in the precision that attention is to be computed in.
+
+    Attributes:
+        whole: the step in one call, or None where it is not for this model.
     """
 
     def __init__(self, model: PreTrainedModel, store: RowStore) -> None:
@@ -134,7 +137,7 @@ class LeanForward:
         self.kv_heads: int = attention.k_proj.out_features // self.size
         self.heads: int = attention.q_proj.out_features // self.size
         self.scale: float = attention.scaling
-        self._whole = self._in_one_call() if packed and self._compiled is not None else None
+        self.whole = self._in_one_call() if packed and self._compiled is not None else None
         self._generation = -1
         self._refresh()
 
@@ -154,8 +157,8 @@ class LeanForward:
         self._keys = [keys.view(-1, self.size) for keys in store.keys]
         self._values = [values.view(-1, self.size) for values in store.values]
         self._generation = store.generation
-        if self._whole is not None:
-            self._whole.use(store, self._cos, self._sin)
+        if self.whole is not None:
+            self.whole.use(store, self._cos, self._sin)
 
     def _in_one_call(self) -> layers.Layers | None:
         """The step in one call where that is for this model; the rest of this class does the same without."""
@@ -192,8 +195,8 @@ class LeanForward:
         """See `Forward.decode`."""
         if self._generation != self.store.generation:
             self._refresh()
-        if self._whole is not None and self._whole.takes(mix):
-            return self._whole.decode(F.embedding(tokens, self.embed), positions, width, mix)
+        if self.whole is not None and self.whole.takes(mix):
+            return self.whole.decode(F.embedding(tokens, self.embed), positions, width, mix)
         attend = self._attention(positions, width)
         x, added = F.embedding(tokens, self.embed), None
         for number, layer in enumerate(self.layers):
@@ -245,8 +248,8 @@ class LeanForward:
         tokens = count * length
         filled = filled_up(tokens) if store.device.type == "cpu" else tokens
         x = F.embedding(F.pad(chunk.tokens.reshape(-1), (0, filled - tokens)), self.embed)
-        if self._whole is not None and self._whole.takes(chunk.mix):
-            return self._whole.prefill(x, rows, length, start, chunk.last, chunk.mix)
+        if self.whole is not None and self.whole.takes(chunk.mix):
+            return self.whole.prefill(x, rows, length, start, chunk.last, chunk.mix)
         cos = F.pad(self._cos[start:width].repeat(count, 1), (0, 0, 0, filled - tokens)).view(-1, 1, size)
         sin = F.pad(self._sin[start:width].repeat(count, 1), (0, 0, 0, filled - tokens)).view(-1, 1, size)
         at = (self._row_base[rows, None] + self._columns[start:width])[:, :, None] + self._head_base

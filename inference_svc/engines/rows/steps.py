@@ -13,6 +13,7 @@ import torch
 from chatmill.errors import ChatmillError
 from inference_svc.engines.rows import fourbit, lean, nf4
 from inference_svc.engines.rows.adapters import AdapterBank
+from inference_svc.engines.rows.bell import Bell
 from inference_svc.engines.rows.detokenize import TextTable
 from inference_svc.engines.rows.forward import Forward, ModelForward, Prefill, layer_shapes
 from inference_svc.engines.rows.graphs import GraphedForward
@@ -42,10 +43,13 @@ def make_scheduler(
     fail: Callable[[Row, ChatmillError], None],
     hand_out: Callable[[], None] = lambda: None,
     hand_over: Callable[[], None] = lambda: None,
+    bell: Bell | None = None,
 ) -> Scheduler:
     """A scheduler over a loaded base; on the thread that will run it."""
     model = loaded.model
     forward, store = choose_forward(loaded, parameters)
+    if bell is not None and isinstance(forward, lean.LeanForward) and forward.whole is not None:
+        forward.whole.ring(bell)
     threads = torch.get_num_threads()
     if parameters.threads == 0 and threads > 1 and store.device.type == "cpu":
         forward = Threaded(forward, threads)

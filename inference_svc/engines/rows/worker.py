@@ -12,10 +12,13 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
+
+from inference_svc.engines.rows import bell
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,9 @@ class Worker(Generic[Item]):
     Args:
         name: of the thread.
         deliver: called on the event loop with all items that a step put out.
+
+    Attributes:
+        bell: for steps that can ring it, or None.
     """
 
     def __init__(self, name: str, deliver: Callable[[list[Item]], None]) -> None:
@@ -73,6 +79,8 @@ class Worker(Generic[Item]):
         self._deliver = deliver
         self._commands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._out: list[Item] = []
+        self._batches: deque[list[Item]] = deque()
+        self.bell = bell.made(self._loop, self._pass_on)
         self._work: Work | None = None
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -83,10 +91,31 @@ class Worker(Generic[Item]):
         self._out.append(item)
 
     def hand_out(self) -> None:
-        """Send what was put out to the event loop before the step ends; called by the work, on the thread."""
+        """Send what was put out to the event loop without waiting for the end of the step; called by the work, on the
+        thread. Where the bell is rung by what follows, it leaves then."""
+        late = self.bell is not None and self.bell.armed
         if self._out:
-            batch, self._out = self._out, []
-            self._tell(self._deliver, batch)
+            self._batches.append(self._out)
+            self._out = []
+        if late or self.bell is None or not self.bell.taken:
+            # Whoever should have rung has not: a step of another kind, say.
+            self._hand_out_now()
+        elif self._batches:
+            self.bell.arm()
+
+    def _hand_out_now(self) -> None:
+        if self.bell is not None:
+            self.bell.disarm()
+        if self._out:
+            self._batches.append(self._out)
+            self._out = []
+        if self._batches:
+            self._tell(self._pass_on)
+
+    def _pass_on(self) -> None:
+        """On the event loop: deliver what is there."""
+        while self._batches:
+            self._deliver(self._batches.popleft())
 
     def hand_over(self) -> None:
         """`hand_out`, then leave the interpreter to the event loop until it has passed on what it got.
@@ -96,7 +125,7 @@ class Worker(Generic[Item]):
         """
         if not self._out:
             return
-        self.hand_out()
+        self._hand_out_now()
         for _ in range(TURNS):
             if not self._turn():
                 break
@@ -137,6 +166,10 @@ class Worker(Generic[Item]):
         self._commands.put(None)
         await asyncio.to_thread(self._thread.join)
         self._work = None
+        self._pass_on()
+        if self.bell is not None:
+            self.bell.close()
+            self.bell = None
 
     def _run(self) -> None:
         _give_way()
@@ -148,7 +181,10 @@ class Worker(Generic[Item]):
                 except Exception as error:
                     log.exception("a step of the engine failed; its requests are ended")
                     work.broken(error)
-            self.hand_out()
+            if work is None or work.idle:
+                self._hand_out_now()
+            else:
+                self.hand_out()
 
     def _take_commands(self) -> bool:
         """Run what was posted; waits for the first command if there is nothing else to do. False at the end."""

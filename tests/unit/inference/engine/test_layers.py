@@ -44,10 +44,10 @@ def forwards(
             if not whole:
                 patch.setattr(between, "compiled", lambda *_: None)
             made.append(lean.LeanForward(model, store))
-        if whole and made[0]._whole is None:
+        if whole and made[0].whole is None:
             assert dtype == torch.bfloat16
             pytest.skip("this processor doesn't multiply bfloat16")
-    assert made[1]._whole is None
+    assert made[1].whole is None
     return made[0], made[1]
 
 
@@ -116,7 +116,7 @@ def test_an_adapter_of_too_high_a_rank_goes_the_other_way(monkeypatch: pytest.Mo
     monkeypatch.setattr(layers, "MOST_RANK", 16)
     mixes = adapters("llama", [3, 2, 0]), adapters("llama", [0, 1, 2, 3] * 6)
     whole, apart = forwards("llama")
-    assert not whole._whole.takes(mixes[1])  # type: ignore[union-attr]
+    assert not whole.whole.takes(mixes[1])  # type: ignore[union-attr]
     monkeypatch.setattr(layers.Layers, "_step", None)
     with pytest.raises(TypeError):
         steps(whole, (None, None))
@@ -169,7 +169,7 @@ def test_a_torch_without_the_interface_does_without(
         forward = lean.LeanForward(model, store)
     finally:
         layers._interface.cache_clear()
-    assert forward._whole is None
+    assert forward.whole is None
     assert forward._compiled is not None
     assert "has no aoti_torch_of_another_time" in caplog.text
 
@@ -189,7 +189,7 @@ def test_a_model_that_goes_leaves_no_packed_weights() -> None:
         store = RowStore(
             layer_shapes(model), dtype=torch.float32, device=CPU, max_rows=1, max_columns=64, token_budget=64
         )
-        assert lean.LeanForward(model, store)._whole is not None
+        assert lean.LeanForward(model, store).whole is not None
         gc.collect()
         grown.append(resident())
     # A copy of the head alone is 16 MiB.

@@ -112,3 +112,71 @@ async def test_the_event_loop_goes_first() -> None:
     await worker.stop()
     assert theirs == min(19, before + NICENESS)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+class Counting:
+    """Work of some steps, each of which puts out its number."""
+
+    def __init__(self, worker: Worker[int], steps: int, *, rings: bool) -> None:
+        self.left, self.last = steps, steps
+        self._worker, self._rings = worker, rings
+        self.arrived = threading.Semaphore(0)
+        self.in_time: list[bool] = []
+
+    @property
+    def idle(self) -> bool:
+        return not self.left
+
+    def step(self) -> None:
+        bell = self._worker.bell
+        assert bell is not None
+        if self.left < self.last and self._rings:
+            assert bell.armed
+            file = bell.cell.value
+            bell.disarm()
+            os.eventfd_write(file, 1)
+            self.in_time.append(self.arrived.acquire(timeout=5))
+        self._worker.put_out(self.left)
+        self.left -= 1
+
+    def broken(self, error: Exception) -> None:
+        raise AssertionError(error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no bells elsewhere")
+@pytest.mark.parametrize("rings", [True, False])
+async def test_what_a_step_put_out_leaves_when_the_next_rings_or_has_not_rung(rings: bool) -> None:
+    got: list[int] = []
+    done = asyncio.Event()
+
+    def deliver(batch: list[int]) -> None:
+        for number in batch:
+            got.append(number)
+            work.arrived.release()
+            if number == 1:
+                done.set()
+
+    worker: Worker[int] = Worker("test", deliver)
+    work = Counting(worker, 5, rings=rings)
+    assert worker.bell is not None
+    worker.bell.taken = True
+    await worker.call(lambda: worker.start(work))
+    await asyncio.wait_for(done.wait(), 10)
+    assert got == [5, 4, 3, 2, 1]
+    assert work.in_time == [True] * (4 if rings else 0)
+    await worker.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no bells elsewhere")
+async def test_a_worker_that_stops_leaves_no_file_and_nothing_unsaid() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    got: list[str] = []
+    worker: Worker[str] = Worker("test", got.extend)
+    assert worker.bell is not None
+    worker.bell.taken = True
+    worker.put_out("last words")
+    worker.hand_out()
+    assert worker.bell.armed
+    await worker.stop()
+    assert got == ["last words"]
+    assert len(os.listdir("/proc/self/fd")) == before
