@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from chatmill import config as configuration
 from chatmill.config import Config
 from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument
+from chatmill.plugins import install_command
 from chatmill.runtime import endpoint, security, telemetry
 from chatmill.runtime.authentication import Tokens
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 NAME = "bridge"
 PACKAGES = ("gradio", "fastapi", "uvicorn")
-INSTALL = "pip install 'chatmill[ui]'"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +57,8 @@ def check_installed() -> None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise FailedPrecondition(
-            f"the testers' page needs {', '.join(missing)}. Install it with: {INSTALL}", reason="EXTRA_MISSING"
+            f"the testers' page needs {', '.join(missing)}. Install it with: {install_command('ui')}",
+            reason="EXTRA_MISSING",
         )
 
 

@@ -74,12 +74,14 @@ def read(path: Path) -> Document:
     """Parse the file at `path`.
 
     Raises:
-        NotFound: there is no such file.
+        NotFound: there is no such file, or it is a folder.
         InvalidArgument: not UTF-8, not YAML, too large, or outside the safe subset; names the line.
     """
     try:
         raw = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except IsADirectoryError:
+        raise NotFound(f"{path}: is a folder; name a file in it", reason="FILE_NOT_FOUND") from None
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path}: there is no such file", reason="FILE_NOT_FOUND") from None
     if len(raw) > MAX_BYTES:
         raise refuse([FieldViolation(str(path), f"is {len(raw)} bytes; at most {MAX_BYTES} are read, split the file")])

@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
+import shlex
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -102,6 +104,11 @@ class Registry(Generic[T]):
             except Exception as error:  # whatever a stranger's module raises must not take the others down
                 self._broken[point.name] = f"{type(error).__name__}: {error}"
                 log.warning("the %s %r (%s) can't be loaded", self.kind, point.name, point.value, exc_info=True)
+
+
+def install_command(extra: str) -> str:
+    """What to type to have an extra beside this program, whichever folder and environment one is in."""
+    return f"{shlex.quote(sys.executable)} -m pip install 'chatmill[{extra}]'"
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chatmill.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from chatmill.plugins import Registry
+from chatmill.plugins import Registry, nearest
 from dataset_svc import build, inputs, manifest, paths, statistics, store
 from dataset_svc.build import Meter, Plan, Progress
 from dataset_svc.dataset import Context, ConversationDataset, Item
@@ -142,7 +142,8 @@ class Catalog:
         if about is None:
             self._forget(dataset_id)
             raise NotFound(
-                f"there is no dataset {dataset_id!r}. ListDatasets shows what there is.",
+                f"there is no dataset {dataset_id!r}{nearest(dataset_id, self._names()) or '.'} "
+                "`chatmill datasets` lists what there is.",
                 metadata={"dataset": dataset_id},
             )
         with self._lock:
@@ -215,6 +216,9 @@ class Catalog:
                     break
         return found
 
+    def _names(self) -> list[str]:
+        return [folder.name for folder in self._folder.iterdir()] if self._folder.is_dir() else []
+
     def statistics(self, dataset_id: str, tokenizer: str = "") -> tuple[StoredRows, statistics.Statistics]:
         """A dataset, and the dataset in numbers.
 
@@ -238,7 +242,8 @@ class Catalog:
             if allow_missing:
                 return
             raise NotFound(
-                f"there is no dataset {dataset_id!r}. ListDatasets shows what there is.",
+                f"there is no dataset {dataset_id!r}{nearest(dataset_id, self._names()) or '.'} "
+                "`chatmill datasets` lists what there is.",
                 metadata={"dataset": dataset_id},
             )
         store.remove(self._folder, dataset_id)

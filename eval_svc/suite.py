@@ -249,7 +249,8 @@ class SuiteLibrary:
         if existing:
             allowed = ", ".join(str(root.resolve()) for root in self.roots) or "none"
             raise PermissionDenied(
-                f"{path} is outside the folders that suites may lie in ({allowed}); add its folder to eval.suite_roots",
+                f"{path} is outside the folders that suites may lie in ({allowed}); add its folder to eval.suite_roots "
+                "in chatmill.yaml",
                 reason="PATH_NOT_ALLOWED",
             )
         known = sorted(folders)

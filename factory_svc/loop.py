@@ -130,6 +130,7 @@ class Watch:
         self.parameters = parameters
         self.started = self.last_time = self.last_checkpoint = time.monotonic()
         self.first_step: int | None = None
+        self.warm: tuple[int, float] | None = None
         self.step = self.total_steps = self.tokens = 0
         self.epoch = 0.0
         self.losses: list[tuple[int, float]] = []
@@ -145,6 +146,7 @@ class Watch:
         """The loop starts at `step` (not 0 if it resumes)."""
         self.started = self.last_time = self.last_checkpoint = time.monotonic()
         self.first_step, self.step, self.total_steps = step, step, total_steps
+        self.warm = None
         self.report(Progress(step=step, total_steps=total_steps))
 
     def logged(self, logs: dict[str, Any]) -> None:
@@ -171,8 +173,10 @@ class Watch:
             return  # Many tiny steps a second: what is not reported now is part of the next mean.
         speed = (tokens - self.tokens) / max(now - self.last_time, 1e-9)
         self.last_time, self.tokens = now, tokens
-        done = self.step - (self.first_step or 0)
-        left = (self.total_steps - self.step) * self.seconds() / done if done else None
+        if self.warm is None:
+            self.warm = self.step, now
+        done = self.step - self.warm[0]
+        left = (self.total_steps - self.step) * (now - self.warm[1]) / done if done else None
         self.report(
             Progress(
                 step=self.step,

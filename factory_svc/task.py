@@ -82,7 +82,7 @@ class Progress:
         total_steps: optimiser steps planned.
         loss: mean training loss (nats per counted token) since the report before.
         tokens_per_second: tokens seen by the model per second since the report before, padding not counted.
-        seconds_left: estimate from the mean speed so far.
+        seconds_left: estimate from the mean speed since the first report; None in that.
         learning_rate: rate at this step.
         epoch: passes over the data so far.
         phase: `training`, or what happens before and after it, such as `loading` and `saving`.

@@ -166,7 +166,7 @@ class Catalog:
             entry = self._newest.get(match["id"])
         if entry is None:
             raise NotFound(
-                f"There is no model {name!r} in the registry{nearest(name, self._names())}. "
+                f"There is no model {name!r} in the registry{nearest(name, self._names()) or '.'} "
                 "`chatmill models` lists what there is.",
                 metadata={"model": name},
             )

@@ -19,6 +19,7 @@ from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
 from chatmill.errors import InvalidArgument, ResourceExhausted
+from chatmill.plugins import install_command
 from inference_svc import metrics
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def _store(storage: str) -> Storage:
         options: dict[str, float | str | bool] = {"implementation": "redispy", **_PATIENCE} if redis else {}
         made = storage_from_string(storage, wrap_exceptions=True, **options)
     except (ConfigurationError, ValueError) as error:
-        hint = " Install it: pip install 'chatmill[redis]'." if redis else ""
+        hint = f" Install it: {install_command('redis')}." if redis else ""
         raise InvalidArgument.field("inference.rate_storage", f"{storage!r} can't be used: {error}.{hint}") from error
     if not isinstance(made, Storage):
         raise InvalidArgument.field("inference.rate_storage", f"{storage!r} must begin with async+")

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,7 +95,11 @@ def _top(words: list[str]) -> int:
     from chatmill.plugins import nearest
 
     if words[0].startswith("-"):
-        print(f"error: options go after the command: chatmill COMMAND {words[0]} ...", file=sys.stderr)
+        command = next((word for word in words if word in COMMANDS), "COMMAND")
+        rest = list(words)
+        if command in rest:
+            rest.remove(command)
+        print(f"error: options go after the command: chatmill {command} {shlex.join(rest)}", file=sys.stderr)
         return 2
     print(
         f"error: unknown command {arguments.command!r}{nearest(arguments.command, COMMANDS) or '.'} "

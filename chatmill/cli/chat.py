@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from chatmill.recipe.mesh import Mesh
 
-HELP = "/new a new conversation, /quit the end; Ctrl-C cuts a reply off"
+HELP = "/new a new conversation, /quit the end; Ctrl-C cuts a reply off, or ends at the prompt"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -171,7 +171,7 @@ async def _started(
     at = replace(config, mesh=replace(config.mesh, peers=replace(config.mesh.peers, **targets)))
     with homes.occupied(config.home, f"chatmill {arguments.command_name}"):
         listed = ", ".join(names)
-        console.print(f"no mesh is running; starting {listed} for this command", style="dim")
+        console.print(f"no mesh is running in {config.home}; starting {listed} for this command", style="dim")
         announcer = Announcer(console, quiet=True)
         supervisor = Supervisor(parts, told, config, announcer)
         with announcer.starting(names):

@@ -291,7 +291,9 @@ def _training_text(event: TrainingEvent) -> str:
     seen = event.progress
     if not seen.step or seen.phase != "training":
         return seen.phase
-    return f"loss {seen.loss:.3f}  {seen.tokens_per_second:,.0f} tokens/s  {seconds(seen.seconds_left)} left"
+    # The first step also compiles and warms up, so there is no time to tell before the second.
+    left = f"  {seconds(seen.seconds_left)} left" if seen.seconds_left or seen.step == seen.total_steps else ""
+    return f"loss {seen.loss:.3f}  {seen.tokens_per_second:,.0f} tokens/s{left}"
 
 
 def seconds(value: float) -> str:

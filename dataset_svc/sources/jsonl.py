@@ -68,7 +68,7 @@ def not_json(place: Place, error: json.JSONDecodeError, *, cut_off: bool) -> Inv
         )
     return bad_source(
         place,
-        f"is not JSON ({error.msg} at column {error.colno})",
+        f"is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})",
         "Each line must be a JSON object; or the file must be one JSON list or object",
         kind="NOT_JSON",
     )

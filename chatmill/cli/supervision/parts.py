@@ -11,12 +11,12 @@ from pathlib import Path
 from chatmill.cli.supervision.process import Part
 from chatmill.config import SERVICES, Config
 from chatmill.errors import FailedPrecondition, NotFound
-from chatmill.plugins import nearest
+from chatmill.plugins import install_command, nearest
 
 MODULES = {"dataset": "dataset_svc", "factory": "factory_svc", "inference": "inference_svc", "eval": "eval_svc"}
 BRIDGE = "bridge"
 BRIDGE_PACKAGES = ("gradio", "fastapi", "uvicorn")
-BRIDGE_MISSING = "the testers' page is not installed; to have it: pip install 'chatmill[ui]'"
+BRIDGE_MISSING = f"the testers' page is not installed; to have it: {install_command('ui')} and start again"
 LOOPBACK = "127.0.0.1"
 
 

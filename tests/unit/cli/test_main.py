@@ -81,7 +81,7 @@ def test_no_command_ever_imports_torch() -> None:
 
 def test_options_before_the_command_are_told_where_they_belong(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--home", "somewhere", "run", "recipe.yaml"]) == 2
-    assert "options go after the command: chatmill COMMAND --home" in capsys.readouterr().err
+    assert "options go after the command: chatmill run --home somewhere recipe.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("word", "told"), [("rnu", "did you mean 'run'?"), ("xyzzy", "unknown command 'xyzzy'. Comm")])

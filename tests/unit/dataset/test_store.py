@@ -183,7 +183,7 @@ def test_a_reader_goes_on_when_its_dataset_is_replaced_or_deleted(tmp_path: Path
         pickle.loads(pickled)
     catalog.delete("d")
     assert opened[0].conversation.source_id == "c0"
-    with pytest.raises(NotFound, match="ListDatasets"):
+    with pytest.raises(NotFound, match="lists what there is"):
         catalog.open("d")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -135,7 +136,8 @@ def test_without_the_web_libraries_one_line_says_what_to_install(
     monkeypatch.setattr(serving, "PACKAGES", ("gradio_that_is_not_there",))
     assert serving.main([]) == 2
     assert capsys.readouterr().err == (
-        "bridge: the testers' page needs gradio_that_is_not_there. Install it with: pip install 'chatmill[ui]'\n"
+        "bridge: the testers' page needs gradio_that_is_not_there. "
+        f"Install it with: {sys.executable} -m pip install 'chatmill[ui]'\n"
     )
 
 
