@@ -200,7 +200,8 @@ class Mix:
     mask: Tensor | None
 
     def spread(self, times: int, filled: int) -> Mix:
-        """The same for `times` tokens per row, rows of x in row-major order, and nothing for those up to `filled`."""
+        """The same for `times` tokens per row, rows of x in row-major order, and nothing for those up to `filled`; for
+        `add`, since places stay those of rows."""
         if self.mask is None:
             return self
         mask = self.mask.repeat_interleave(times, 0)

@@ -69,7 +69,7 @@ class Compiled:
     and that of keys and values. Tensors of another are read as if they were of it.
 
     Args:
-        library: `between.c`, loaded.
+        library: what holds `between.c`, loaded.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:

@@ -16,6 +16,7 @@ typedef struct {
     int32_t (*linear)(
         Handle, Handle, Handle *, const char *, const double **, int64_t, const char **, Handle *
     );
+    int32_t type, device; /* torch's numbers of this precision and of the CPU */
 } Torch;
 
 enum { MOST_MODULES = 3, MOST_RANK = 256 };
@@ -69,7 +70,7 @@ typedef struct {
     Number *x, *normal, *mixed, *inner;
 } Work;
 
-enum { LANES = 16, FLOAT = 6, BFLOAT16 = 15 /* torch's numbers of its types */ };
+enum { LANES = 16 };
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 
 /* Add what each row's own adapter makes of x [rows * length, in] to out [rows * length, out]. */
@@ -141,7 +142,7 @@ static int multiply(
     const int64_t sizes[] = {tokens, product->in}, strides[] = {product->in, 1};
     const char *algorithm = "";
     Handle bias = product->bias, input;
-    if (torch->from_blob(x, 2, sizes, strides, 0, HALF ? BFLOAT16 : FLOAT, 0, 0, &input))
+    if (torch->from_blob(x, 2, sizes, strides, 0, torch->type, torch->device, 0, &input))
         return 1;
     const int failed = torch->linear(input, product->weight, bias ? &bias : NULL, "none", NULL, 0, &algorithm, result);
     torch->drop(input);
@@ -149,6 +150,7 @@ static int multiply(
         return 1;
     if (torch->data(*result, (void **)out)) {
         torch->drop(*result);
+        *result = NULL;
         return 1;
     }
     if (adapted && adapted->a)
@@ -192,7 +194,7 @@ INLINE void attend_tile(
     for (int64_t start = 0; start < count; start += BLOCK) {
         const int64_t block = count - start < BLOCK ? count - start : BLOCK;
         for (int64_t c = 0; c < block; c += 4) {
-            /* Past the end the last key stands in; its weights are made 0 below or never read. */
+            /* Past the end the last key stands in; its weights are never read. */
             const State *key[4];
             for (int64_t n = 0; n < 4; n++)
                 key[n] = keys + (start + (c + n < block ? c + n : block - 1)) * size;
@@ -272,8 +274,9 @@ static void attend_chunk(const Model *model, const Layer *layer, const Place *pl
         }
     }
     const int64_t tiles = (length + LANES - 1) / LANES;
+    const int64_t work = place->rows * heads * length * (place->start + length) * size * 2;
     /* The last tiles have the most to read, so they come first. */
-#pragma omp parallel for schedule(dynamic, 1) if (place->rows * length * stride > ALONE)
+#pragma omp parallel for schedule(dynamic, 1) if (work > 4 * ALONE)
     for (int64_t task = 0; task < place->rows * heads * tiles; task++) {
         const int64_t tile = tiles - 1 - task / (place->rows * heads), rest = task % (place->rows * heads);
         const int64_t head = rest % heads, row = rest / heads, token = row * length + tile * LANES;

@@ -23,6 +23,7 @@ from torch import Tensor
 from inference_svc.engines.rows import between
 from inference_svc.engines.rows.adapters import Mix, Stack
 from inference_svc.engines.rows.bell import Bell
+from inference_svc.engines.rows.products import Product
 from inference_svc.engines.rows.store import RowStore
 
 log = logging.getLogger(__name__)
@@ -34,24 +35,6 @@ MOST_RANK = 256
 _pointer, _size = ctypes.c_void_p, ctypes.c_int64
 
 
-class Product(Protocol):
-    """A linear layer, of one module of the model or of several side by side.
-
-    Attributes:
-        packed: its weight in oneDNN's layout; None if it is not kept so.
-        bias: [out] or None.
-        shape: (out, in).
-        names: of the modules.
-        sizes: output size of each.
-    """
-
-    packed: Tensor | None
-    bias: Tensor | None
-    shape: tuple[int, int]
-    names: tuple[str, ...]
-    sizes: tuple[int, ...]
-
-
 class Layer(Protocol):
     """A decoder layer: weights of its norms (None for heads without) and its four products."""
 
@@ -59,11 +42,14 @@ class Layer(Protocol):
     norm_out: Tensor
     q_norm: Tensor | None
     k_norm: Tensor | None
-    products: tuple[Any, Any, Any, Any]
+    products: tuple[Product, Product, Product, Product]
 
 
 class _Torch(ctypes.Structure):
-    _fields_ = [(name, _pointer) for name in ("from_blob", "data", "drop", "linear")]
+    _fields_ = [
+        *((name, _pointer) for name in ("from_blob", "data", "drop", "linear")),
+        *((name, ctypes.c_int32) for name in ("type", "device")),
+    ]
 
 
 class _Product(ctypes.Structure):
@@ -122,6 +108,12 @@ _TORCH = {
     "linear": "aoti_torch_cpu__linear_pointwise",
 }
 """What `layers.c` calls of torch's C interface (torch/csrc/inductor/aoti_torch/c)."""
+_NUMBERS = {
+    torch.float32: "aoti_torch_dtype_float32",
+    torch.bfloat16: "aoti_torch_dtype_bfloat16",
+    "cpu": "aoti_torch_device_type_cpu",
+}
+"""What tells its numbers of types and devices, which are not part of it."""
 
 
 @functools.cache
@@ -132,14 +124,15 @@ def _interface() -> ctypes.CDLL:
         OSError: this build of torch hasn't got it.
     """
     library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-    missing = [name for name in _TORCH.values() if not hasattr(library, name)]
+    missing = [name for name in (*_TORCH.values(), *_NUMBERS.values()) if not hasattr(library, name)]
     if missing or not hasattr(getattr(torch._C, "_aoti", None), "unsafe_alloc_void_ptr_from_tensor"):
         raise OSError(f"torch {torch.__version__} has no {', '.join(missing) or 'handles of tensors'}")
     return library
 
 
 class Layers:
-    """The layers and the head of a decoder.
+    """The layers and the head of a decoder. Nothing here checks that positions lie within the states: that is the
+    scheduler's, which reserves them.
 
     Args:
         library: `layers.c`, compiled for the precisions of the weights and of the states.
@@ -175,23 +168,33 @@ class Layers:
         self._model = model = _Model()
         for field, name in _TORCH.items():
             setattr(model.torch, field, ctypes.cast(getattr(interface, name), _pointer))
+        model.torch.type = getattr(interface, _NUMBERS[norm.dtype])()
+        model.torch.device = getattr(interface, _NUMBERS["cpu"])()
         handles: list[int] = []
-        weakref.finalize(self, _drop, interface, handles)
-        self._kept = layers, norm, head
+        # Not when the interpreter ends: a step may still be running then, on a thread that nobody waits for.
+        weakref.finalize(self, _drop, interface, handles).atexit = False
+        # The memory itself, whatever becomes of the parameters.
+        self._kept: list[Tensor] = []
         self._products: list[Product] = [*(product for layer in layers for product in layer.products), head]
         self._layers = (_Layer * len(layers))()
         model.layers, model.count = self._layers, len(layers)
         for own, layer in zip(self._layers, layers, strict=True):
             for name in ("norm_in", "norm_out", "q_norm", "k_norm"):
-                setattr(own, name, None if (weight := getattr(layer, name)) is None else weight.data_ptr())
+                setattr(own, name, self._keep(getattr(layer, name)))
             for place, product in zip(own.products, layer.products, strict=True):
                 _describe(place, product, handles)
         _describe(model.head, head, handles)
-        model.norm = norm.data_ptr()
+        model.norm = self._keep(norm)
         model.width, model.inner = norm.shape[0], layers[0].products[-1].shape[1]
         model.heads, model.kv_heads, model.size = heads, kv_heads, size
         model.epsilon, model.scale = epsilon, scale
-        self._stack: tuple[Stack, Any] | None = None
+        self._stack: tuple[weakref.ref[Stack], Any] | None = None
+
+    def _keep(self, weight: Tensor | None) -> int | None:
+        if weight is None:
+            return None
+        self._kept.append(weight.detach().contiguous())
+        return self._kept[-1].data_ptr()
 
     def use(self, store: RowStore, cos: Tensor, sin: Tensor) -> None:
         """Work on these states from now on.
@@ -263,12 +266,12 @@ class Layers:
 
     def _mix(self, mix: Mix) -> _Mix:
         stack = mix.stack
-        if self._stack is None or self._stack[0] is not stack:
+        if self._stack is None or self._stack[0]() is not stack:
             adapted = (_Adapted * len(self._products))()
             for own, product in zip(adapted, self._products, strict=True):
                 if (found := stack.matrices(product.names, product.sizes)) is not None:
                     own.a, own.b = (matrix.data_ptr() for matrix in found)
-            self._stack = stack, adapted
+            self._stack = weakref.ref(stack), adapted
         return _Mix(self._stack[1], mix.places.data_ptr(), len(stack.places), stack.rank)
 
 
@@ -304,5 +307,5 @@ def made(
     try:
         return Layers(between.library(dtype, states), layers, norm, head, **shape)
     except OSError as error:
-        log.warning("%s: small models take up to half as long again for a step as they could", error)
+        log.warning("%s: small models take longer for a step than they could", error)
         return None

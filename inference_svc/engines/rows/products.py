@@ -44,7 +44,7 @@ class Product:
         self.shape = sum(self.sizes), modules[0].in_features
         self.packed: Tensor | None = None
         self.bias: Tensor | None = None
-        self._multiply: Callable[[Tensor], Tensor]
+        self._multiply: Callable[[Tensor], Tensor] | None = None
         if all(isinstance(module, Linear4bit) for module in modules) and fourbit.fits(modules):
             self._multiply = fourbit.FourBit(modules)
         elif any(type(module) is not nn.Linear for module in modules):
@@ -53,22 +53,19 @@ class Product:
             self._multiply = apart[0] if len(apart) == 1 else lambda x: torch.cat([part(x) for part in apart], -1)
         else:
             self._weight, self.bias = _fused(modules)
-            self._multiply = self._plainly
             if packed:
                 self.packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, _PACKED_ROWS)
-                self._multiply = self._in_their_layout
 
     def __call__(self, x: Tensor, mix: Mix | None) -> Tensor:
         """[rows, out] of x [rows, in] and the rows' adapters."""
-        out = self._multiply(x)
+        out: Tensor
+        if self._multiply is not None:
+            out = self._multiply(x)
+        elif self.packed is not None:
+            out = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        else:
+            out = F.linear(x, self._weight, self.bias)
         return out if mix is None else mix.add(out, x, self.names, self.sizes)
-
-    def _plainly(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self.bias)
-
-    def _in_their_layout(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return out
 
 
 def _alone(part: nn.Linear) -> Callable[[Tensor], Tensor]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from inference_svc.engines.rows import native
 from inference_svc.generation import Sampling
+
+log = logging.getLogger(__name__)
 
 TOP = 256
 """Rows that cut the distribution look at so many of the most likely tokens first; nearly always that is enough."""
@@ -120,6 +123,11 @@ def choose(logits: Tensor, rows: Sequence[RowSampling | None]) -> list[Choice]:
     return choices
 
 
+def prepare(dtype: torch.dtype) -> None:
+    """Compile what `choose` uses for logits of this precision on a CPU, so that no request waits for it."""
+    _compiled_best(dtype)
+
+
 def _most_likely(logits: Tensor) -> tuple[list[int], list[bool]]:
     """Per row the best token, and whether it is one: not if any logit is no number or the best is infinite."""
     if logits.device.type == "cpu":
@@ -144,7 +152,8 @@ def _compiled_best(dtype: torch.dtype) -> Callable[..., None] | None:
         return None
     try:
         library = native.load("best", "-march=native", f"-DHALF={int(dtype == torch.bfloat16)}")
-    except OSError:  # `between` has said so: it is compiled first.
+    except OSError as error:
+        log.warning("%s: choosing tokens takes longer than it could", error)
         return None
     best: Callable[..., None] = library.best
     pointer, size = ctypes.c_void_p, ctypes.c_int64

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from chatmill.errors import ChatmillError
-from inference_svc.engines.rows import fourbit, lean, nf4
+from inference_svc.engines.rows import fourbit, lean, nf4, sampling
 from inference_svc.engines.rows.adapters import AdapterBank
 from inference_svc.engines.rows.bell import Bell
 from inference_svc.engines.rows.detokenize import TextTable
@@ -50,6 +50,8 @@ def make_scheduler(
     forward, store = choose_forward(loaded, parameters)
     if bell is not None and isinstance(forward, lean.LeanForward) and forward.whole is not None:
         forward.whole.ring(bell)
+    if store.device.type == "cpu":
+        sampling.prepare(model.dtype)
     threads = torch.get_num_threads()
     if parameters.threads == 0 and threads > 1 and store.device.type == "cpu":
         forward = Threaded(forward, threads)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from inference_svc.engines.rows import between, layers, lean
 from inference_svc.engines.rows.adapters import AdapterBank, Lora, Mix, linear_shapes
@@ -26,13 +28,13 @@ FAMILIES = ["llama", "llama-mha", "qwen2", "qwen3"]
 
 
 def forwards(
-    family: str, dtype: torch.dtype = torch.float32, states: torch.dtype = torch.float32
+    family: str | PreTrainedModel, dtype: torch.dtype = torch.float32, states: torch.dtype = torch.float32
 ) -> tuple[lean.LeanForward, lean.LeanForward]:
     """One that makes its steps in one call, and one that makes them with torch's operations, over equal states."""
     compiled_for(dtype, states)
     made = []
     for whole in (True, False):
-        model = copy.deepcopy(tiny.loaded(family).model).to(dtype)
+        model = copy.deepcopy(tiny.model(family) if isinstance(family, str) else family).to(dtype)
         store = RowStore(
             layer_shapes(model), dtype=states, device=CPU, max_rows=32, max_columns=256, token_budget=32 * 256
         )
@@ -51,9 +53,9 @@ def forwards(
     return made[0], made[1]
 
 
-def adapters(family: str, indices: list[int]) -> Mix | None:
+def adapters(family: str | PreTrainedModel, indices: list[int]) -> Mix | None:
     """Rows with some of three adapters of other ranks and modules, by index; 0 is none."""
-    model = tiny.loaded(family).model
+    model = tiny.model(family) if isinstance(family, str) else family
     bank = AdapterBank(model, 4)
     generator = torch.Generator().manual_seed(3)
     for rank, part in ((4, ""), (17, "mlp"), (1, "q_proj")):
@@ -71,15 +73,20 @@ def adapters(family: str, indices: list[int]) -> Mix | None:
 
 def steps(forward: lean.LeanForward, mixes: tuple[Mix | None, Mix | None]) -> Tensor:
     """A chunk of three prompts, another behind it, a short one, and a decode step of all slots."""
-    tokens = torch.arange(3 * 90).view(3, 90) % tiny.VOCABULARY
+    vocabulary = len(forward.embed)
+    tokens = torch.arange(3 * 90).view(3, 90) % vocabulary
     slots = [2, 9, 5]
     with torch.inference_mode():
         return torch.cat(
             [
                 forward.prefill(Prefill(slots, tokens, 0, torch.tensor([89, 40, 0]), mixes[0])),
-                forward.prefill(Prefill(slots, tokens[:, :50] + 7, 90, torch.tensor([49, 48, 16]), mixes[0])),
+                forward.prefill(
+                    Prefill(slots, (tokens[:, :50] + 7) % vocabulary, 90, torch.tensor([49, 48, 16]), mixes[0])
+                ),
                 forward.prefill(Prefill([11, 0, 1], tokens[:, :1], 4, torch.tensor([0, 0, 0]), mixes[0])),
-                forward.decode(torch.arange(24) + 30, torch.tensor([140] * 12 + [3, 63, 64, 199] * 3), 200, mixes[1]),
+                forward.decode(
+                    (torch.arange(24) + 30) % vocabulary, torch.tensor([140] * 12 + [3, 63, 64, 199] * 3), 200, mixes[1]
+                ),
             ]
         ).float()
 
@@ -101,6 +108,77 @@ def test_a_step_in_one_call(family: str, dtype: torch.dtype, states: torch.dtype
         # prompt that had.
         changed = (got - base).abs().amax(-1) > 0.01
         assert changed.tolist() == [True, True, False] * 3 + [True] * 4 + [False, True, True, True] * 5
+
+
+def odd(heads: int, kv_heads: int, size: int, hidden: int, inner: int, vocabulary: int) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=2, head_dim=size,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(5)
+    made = LlamaForCausalLM(config).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.12)
+    return made
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (5, 5, 4, 20, 7, 131), (4, 2, 20, 36, 33, 130), (2, 1, 64, 48, 33, 77), (3, 3, 128, 39, 50, 100),
+        (2, 2, 256, 30, 31, 59),
+    ],
+)  # fmt: skip
+def test_odd_shapes(shape: tuple[int, ...]) -> None:
+    model = odd(*shape)
+    mixes = adapters(model, [3, 1, 0]), adapters(model, [0, 1, 2, 3] * 6)
+    whole, apart = forwards(model)
+    torch.testing.assert_close(steps(whole, mixes), steps(apart, mixes), rtol=2e-4, atol=2e-4)
+
+
+def small_store(model: PreTrainedModel) -> RowStore:
+    return RowStore(layer_shapes(model), dtype=torch.float32, device=CPU, max_rows=4, max_columns=64, token_budget=256)
+
+
+def test_heads_that_are_no_multiple_of_four_go_the_other_way() -> None:
+    compiled_for(torch.float32)
+    model = odd(4, 2, 6, 24, 32, 64)
+    assert lean.LeanForward(model, small_store(model)).whole is None
+
+
+def test_norms_of_another_precision_go_the_other_way() -> None:
+    compiled_for(torch.float32)
+    model = copy.deepcopy(tiny.model("qwen3"))
+    store = small_store(model)
+    for layer in model.model.layers:
+        layer.self_attn.q_norm.double()
+    assert lean.LeanForward(model, store).whole is None
+
+
+def test_what_torch_refuses_is_an_error_and_the_next_step_runs() -> None:
+    whole, _ = forwards("llama")
+    assert whole.whole is not None
+    before = steps(whole, (None, None))
+    head = whole.whole._model.head
+    inputs, head.inputs = head.inputs, 3
+    with pytest.raises(RuntimeError, match="torch failed in a step"):
+        steps(whole, (None, None))
+    head.inputs = inputs
+    assert torch.equal(steps(whole, (None, None)), before)
+
+
+def test_an_adapter_that_was_unloaded_is_gone() -> None:
+    whole, apart = forwards("llama")
+    mix = adapters("llama", [1, 2, 3])
+    assert mix is not None
+    steps(whole, (mix, None))
+    stack = weakref.ref(mix.stack)
+    del mix
+    assert stack() is None
+    again = adapters("llama", [3, 2, 1])
+    torch.testing.assert_close(steps(whole, (again, None)), steps(apart, (again, None)), rtol=2e-4, atol=2e-4)
 
 
 def test_one_adapter_for_all_rows() -> None:
@@ -163,10 +241,9 @@ def test_a_torch_without_the_interface_does_without(
     compiled_for(torch.float32)
     monkeypatch.setitem(layers._TORCH, "linear", "aoti_torch_of_another_time")
     layers._interface.cache_clear()
-    model = copy.deepcopy(tiny.loaded("llama").model)
-    store = RowStore(layer_shapes(model), dtype=torch.float32, device=CPU, max_rows=4, max_columns=64, token_budget=256)
+    model = copy.deepcopy(tiny.model("llama"))
     try:
-        forward = lean.LeanForward(model, store)
+        forward = lean.LeanForward(model, small_store(model))
     finally:
         layers._interface.cache_clear()
     assert forward.whole is None
@@ -174,15 +251,29 @@ def test_a_torch_without_the_interface_does_without(
     assert "has no aoti_torch_of_another_time" in caplog.text
 
 
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_steps_leave_nothing() -> None:
+    whole, _ = forwards("llama")
+    sizes = []
+    for _ in range(3):
+        for _ in range(100):
+            steps(whole, (None, None))
+        sizes.append(resident())
+    # What one product gives for the largest chunk is 70 kB and more, so 200 rounds would leave 14 MB.
+    assert sizes[2] - sizes[0] < 4 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_model_that_goes_leaves_no_packed_weights() -> None:
     compiled_for(torch.float32)
     config = LlamaConfig(
         vocab_size=8192, hidden_size=512, intermediate_size=512, num_hidden_layers=1, num_attention_heads=8
     )
     model: Any = LlamaForCausalLM(config).eval().requires_grad_(False)
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     grown = []
     for _ in range(12):
