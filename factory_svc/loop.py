@@ -21,6 +21,8 @@ from factory_svc.precision import choose_precision
 from factory_svc.task import Messages, Progress, Report, ShouldStop, TrainingOutcome, TrainingTask
 from factory_svc.tokenization import Tokenized, tokenize
 
+_FEW_STEPS = 20
+"""With fewer optimiser steps in all, whoever trains is told that they teach little."""
 _SHORTEST_REPORT = 0.2
 """Seconds between two progress reports at least."""
 
@@ -147,7 +149,13 @@ class Watch:
         self.started = self.last_time = self.last_checkpoint = time.monotonic()
         self.first_step, self.step, self.total_steps = step, step, total_steps
         self.warm = None
-        self.report(Progress(step=step, total_steps=total_steps))
+        note = ""
+        if total_steps < _FEW_STEPS:
+            note = (
+                f"{total_steps} optimiser steps in all teach a model little; more epochs, a smaller batch_size or more "
+                "conversations give more."
+            )
+        self.report(Progress(step=step, total_steps=total_steps, note=note))
 
     def logged(self, logs: dict[str, Any]) -> None:
         """The trainer logged: check and report.

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from bridge.testers.texts import text
+from bridge.testers.texts import FALLBACK, text
 from chatmill.errors import ChatmillError
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,9 @@ class Localised:
     def add_made(self, component: Any, make: Callable[[str], dict[str, Any]]) -> Any:
         """Give a component properties that are made for a language; returns it."""
         self._entries.append((component, make))
+        # Until the browser has said its language; gradio would show the kinds of the components.
+        for name, value in make(FALLBACK).items():
+            setattr(component, name, value)
         return component
 
     @property

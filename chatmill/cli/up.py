@@ -45,8 +45,11 @@ async def _up(arguments: argparse.Namespace, config: settings.Config, names: Seq
     from chatmill.cli.supervision.supervisor import Supervisor
 
     console = consoles.stdout()
+    chosen = parts.configured(config, names)
+    if not config.home.exists():
+        # Nobody can be at work in it, and a refusal shall not leave it behind, empty.
+        parts.check_ports(chosen)
     with home.occupied(config.home, "chatmill up"):
-        chosen = parts.configured(config, names)
         parts.check_ports(chosen)
         samples = parts.samples_folder()
         told = parts.arguments_of(config, arguments, chosen, [samples] if samples else [])

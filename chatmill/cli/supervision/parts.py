@@ -69,11 +69,13 @@ def free_port(host: str) -> int:
 
 
 def check_ports(parts: Iterable[Part]) -> None:
-    """Say at once which port is taken, rather than after the others have started.
+    """Say at once which ports are taken, rather than after the others have started.
 
     Raises:
-        FailedPrecondition: reason `PORT_IN_USE`.
+        FailedPrecondition: reason `PORT_IN_USE`; names all of them.
     """
+    taken: list[str] = []
+    options: list[str] = []
     for part in parts:
         with socket.socket(socket.AF_INET6 if ":" in part.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -81,11 +83,15 @@ def check_ports(parts: Iterable[Part]) -> None:
                 probe.bind((part.host.strip("[]"), part.port))
                 probe.listen(1)
             except OSError as error:
-                raise FailedPrecondition(
-                    f"{part.name} can't listen on {part.host}:{part.port}: {error.strerror}. Stop what is there, or "
-                    f"choose another port with --option {part.name}.port=PORT (0 takes any free one).",
-                    reason="PORT_IN_USE",
-                ) from None
+                taken.append(f"{part.name} can't listen on {part.host}:{part.port}: {error.strerror}.")
+                options.append(f"--option {part.name}.port=")
+    if not taken:
+        return
+    if len(taken) == 1:
+        way = f"Stop what is there, or choose another port with {options[0]}PORT (0 takes any free one)."
+    else:
+        way = f"Stop what is there (another mesh?), or take free ports: {' '.join(f'{option}0' for option in options)}."
+    raise FailedPrecondition(f"{' '.join(taken)} {way}", reason="PORT_IN_USE")
 
 
 def arguments_of(

@@ -157,8 +157,11 @@ def test_ports_are_checked_before_anything_starts() -> None:
     with socket.socket() as taken:
         taken.bind((part.host, part.port))
         taken.listen(1)
-        with pytest.raises(FailedPrecondition, match=r"eval\.port"):
+        with pytest.raises(FailedPrecondition, match=r"choose another port with --option eval\.port=PORT \(0"):
             parts.check_ports([part])
+        both = [part, replace(part, name="factory")]
+        with pytest.raises(FailedPrecondition, match=r"free ports: --option eval\.port=0 --option factory\.port=0\."):
+            parts.check_ports(both)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")

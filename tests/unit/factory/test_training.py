@@ -225,8 +225,16 @@ def test_the_lean_loss_is_trls_loss(base: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_scratch_goes_on_from_given_weights(tmp_path: Path) -> None:
-    first = train(_task(tmp_path / "first", parameters={"max_steps": 20, "learning_rate": 0.01}))
-    further = train(_task(tmp_path / "further", parameters={"max_steps": 2, "weights": str(tmp_path / "first")}))
+    said: list[str] = []
+    first = train(
+        _task(tmp_path / "first", parameters={"max_steps": 20, "learning_rate": 0.01}), lambda p: said.append(p.note)
+    )
+    assert not any("teach a model little" in note for note in said)
+    further = train(
+        _task(tmp_path / "further", parameters={"max_steps": 2, "weights": str(tmp_path / "first")}),
+        lambda p: said.append(p.note),
+    )
+    assert sum(note.startswith("2 optimiser steps in all teach a model little") for note in said) == 1
     assert first.first_loss is not None
     assert further.first_loss is not None
     assert further.first_loss < 0.9 * first.first_loss
