@@ -141,11 +141,7 @@ class Catalog:
         about = manifest.read(folder) if _ID.fullmatch(dataset_id) else None
         if about is None:
             self._forget(dataset_id)
-            raise NotFound(
-                f"there is no dataset {dataset_id!r}{nearest(dataset_id, self._names()) or '.'} "
-                "`chatmill datasets` lists what there is.",
-                metadata={"dataset": dataset_id},
-            )
+            raise self._missing(dataset_id)
         with self._lock:
             known = self._open.get(dataset_id)
             if known is None or known.manifest != about:
@@ -216,8 +212,14 @@ class Catalog:
                     break
         return found
 
-    def _names(self) -> list[str]:
-        return [folder.name for folder in self._folder.iterdir()] if self._folder.is_dir() else []
+    def _missing(self, dataset_id: str) -> NotFound:
+        folders = self._folder.iterdir() if self._folder.is_dir() else ()
+        known = [folder.name for folder in folders if _ID.fullmatch(folder.name)]
+        return NotFound(
+            f"there is no dataset {dataset_id!r}{nearest(dataset_id, known) or '.'} "
+            "`chatmill datasets` lists what there is.",
+            metadata={"dataset": dataset_id},
+        )
 
     def statistics(self, dataset_id: str, tokenizer: str = "") -> tuple[StoredRows, statistics.Statistics]:
         """A dataset, and the dataset in numbers.
@@ -241,11 +243,7 @@ class Catalog:
         if not _ID.fullmatch(dataset_id) or not (self._folder / dataset_id).exists():
             if allow_missing:
                 return
-            raise NotFound(
-                f"there is no dataset {dataset_id!r}{nearest(dataset_id, self._names()) or '.'} "
-                "`chatmill datasets` lists what there is.",
-                metadata={"dataset": dataset_id},
-            )
+            raise self._missing(dataset_id)
         store.remove(self._folder, dataset_id)
         self._forget(dataset_id)
 

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import regex
 
-from chatmill.plugins import install_command
 from eval_svc.numerals import numbers
 from eval_svc.scorers.base import SCORERS, Finding, Stage, View, verdict
 from eval_svc.scorers.words import Texts, listed
@@ -65,7 +64,7 @@ class Semantic:
     def score(self, view: View) -> Finding:
         """The score is the best cosine that no guard contradicts; unscored without an embedder."""
         if view.services.embedder is None:
-            return Finding("unscored", note=f"no embedder is installed; {install_command('semantic')}")
+            return Finding("unscored", note="no embedder is installed; pip install 'chatmill[semantic]'")
         if not view.text.strip():
             return Finding("fail", 0.0, note="no text")
         values = listed(self.value)
