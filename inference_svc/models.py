@@ -32,6 +32,9 @@ MakeEngine = Callable[[ModelEntry], tuple[str, Engine]]
 _UNLOADED_SHARE = {"nf4": 0.4, "int8": 0.6, "none": 1.1}
 """Memory of the weights per byte on disk (bfloat16), before it can be measured."""
 
+AFTER_FAILURE = 5.0
+"""Seconds after a failed load in which its error has reached whoever waited, and nobody holds its parts any more."""
+
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Resident:
@@ -263,7 +266,9 @@ class ModelStore:
                 await self._make_room(weights.name, info.memory_bytes)
             except BaseException:
                 await engine.close()
-                gc.unfreeze()  # room that was made for it may have set its parts aside, and the error still holds them
+                # Room that was made for it may have set its parts aside, and the error holds them until it is told.
+                gc.unfreeze()
+                asyncio.get_running_loop().call_later(AFTER_FAILURE, _set_aside)
                 raise
             resident = Resident(weights, engine, name, info, last_used=time.monotonic())
             self._residents[weights.name, weights.revision] = resident

@@ -145,7 +145,7 @@ def _errors(side: Side) -> str:
 def _verdict(board: dict[str, Any]) -> list[str]:
     lines = []
     if board["candidate"]["errors"]:
-        lines.append(f"errors   of the candidate, by turns: {_errors(board['candidate'])}")
+        lines.append(f"errors   of the candidate, by turns, minor ones included: {_errors(board['candidate'])}")
     comparison = board["comparison"]
     if comparison:
         low, high = comparison["difference_interval"]

@@ -34,8 +34,10 @@ TURNS = 3
 QUIET_SECONDS = 0.0003
 """A turn that took no longer had nothing to do."""
 GATHER_SECONDS = 0.01
-"""How long the thread waits at most for requests that come together with the one it has. Without that the first of a
-burst starts the model, which then delays the others, and the batch fills up one small prefill at a time."""
+"""How long the thread waits at most, after each request, for another that comes together with it. Without that the
+first of a burst starts the model, which then delays the others, and the batch fills up one small prefill at a time."""
+LONGEST_GATHER = 0.04
+"""How long it waits for all of them: the event loop takes some 32 calls in it."""
 
 NICENESS = 10
 """Added to the niceness of the thread, and so of all threads that torch starts for it (Linux only): the event loop,
@@ -191,11 +193,14 @@ class Worker(Generic[Item]):
         wait = (self._work is None or self._work.idle) and not self._out
         taken = self._drain(wait=wait)
         # Only when there was nothing to do: running rows must not wait for those who may come.
-        until = monotonic() + GATHER_SECONDS if wait else 0.0
-        while taken is not None and (began := monotonic()) < until:
+        newest = monotonic() if wait else 0.0
+        longest = newest + LONGEST_GATHER
+        while taken is not None and (began := monotonic()) < min(longest, newest + GATHER_SECONDS):
             self._turn()
             taken = self._drain(wait=False)
-            if taken == 0 and monotonic() - began < QUIET_SECONDS:
+            if taken:
+                newest = monotonic()
+            elif monotonic() - began < QUIET_SECONDS:
                 break
         return taken is not None
 

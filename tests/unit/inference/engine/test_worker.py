@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from inference_svc.engines.rows.worker import GATHER_SECONDS, NICENESS, TURNS, Worker
+from inference_svc.engines.rows.worker import LONGEST_GATHER, NICENESS, TURNS, Worker
 
 
 class Steps:
@@ -60,9 +60,24 @@ async def test_a_burst_is_one_step() -> None:
     await worker.stop()
 
 
+async def test_gathering_goes_on_as_long_as_more_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_svc.engines.rows.worker.GATHER_SECONDS", 0.5)
+    monkeypatch.setattr("inference_svc.engines.rows.worker.LONGEST_GATHER", 60.0)
+    done = asyncio.Event()
+    worker, steps = await _started(lambda batch: done.set())
+    for _ in range(5):
+        worker.post(lambda: steps.there.append("x"))
+        # The event loop is busy with the next call.
+        threading.Event().wait(0.15)
+        await asyncio.sleep(0)
+    await done.wait()
+    await worker.stop()
+    assert list(map(len, steps.seen)) == [5]
+
+
 async def test_gathering_has_an_end() -> None:
     worker, steps = await _started(lambda batch: None)
-    patience = time.perf_counter() + 1000 * GATHER_SECONDS
+    patience = time.perf_counter() + 1000 * LONGEST_GATHER
     count = 0
     while len(steps.seen) < 3 and time.perf_counter() < patience:
         worker.post(lambda: steps.there.append("x"))

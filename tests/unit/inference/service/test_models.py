@@ -76,6 +76,19 @@ async def test_the_garbage_collector_passes_over_a_model_in_memory_and_frees_wha
     assert weights() is None
 
 
+async def test_after_a_load_that_failed_the_garbage_collector_passes_over_models_again(monkeypatch):
+    class Broken(FakeEngine):
+        async def load_base(self, spec):
+            raise errors.FailedPrecondition("is corrupt.", reason="CORRUPT")
+
+    monkeypatch.setattr("inference_svc.models.AFTER_FAILURE", 0.0)
+    models, _ = store(BASE, engine=Broken)
+    gc.unfreeze()
+    with pytest.raises(errors.FailedPrecondition):
+        await models.acquire("models/base")
+    await until(lambda: gc.get_freeze_count() > 0)
+
+
 async def test_requests_that_come_together_load_once():
     models, engines = store(BASE)
     await asyncio.gather(*(models.acquire("models/base") for _ in range(10)))
