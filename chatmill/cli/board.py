@@ -138,8 +138,9 @@ def _table(board: dict[str, Any], title: str, console: Console) -> None:
 
 def _errors(side: Side) -> str:
     worst = sorted(side["errors"].items(), key=lambda entry: -entry[1])
-    shown = ", ".join(f"{name} {count:,}" for name, count in worst[:4])
-    return shown + (f" and {len(worst) - 4} more kinds" if len(worst) > 4 else "")
+    most = 5 if len(worst) == 5 else 4  # to say that there is one more takes as much room
+    shown = ", ".join(f"{name} {count:,}" for name, count in worst[:most])
+    return shown + (f" and {len(worst) - most} more kinds" if len(worst) > most else "")
 
 
 def _verdict(board: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ class Bar:
     high: float | None = None
 
 
-_LABEL, _PLOT, _TOLD, _ROW = 140, 230, 150, 26
+_LABEL, _PLOT, _TOLD, _ROW = 172, 230, 150, 26
 
 
 def bars(rows: Sequence[Bar], *, axis: bool = True) -> Markup:
@@ -78,7 +78,7 @@ def _bar(row: Bar, top: int) -> str:
     return "".join(parts)
 
 
-def _short(text: str, most: int = 22) -> str:
+def _short(text: str, most: int = 24) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -141,7 +141,8 @@ def difference(value: float, low: float, high: float, margin: float) -> Markup:
         f'<text class="tick" x="{x(0):.1f}" y="68" text-anchor="middle">0</text>',
     ]
     if abs(x(margin) - x(0)) > 24:
-        out.append(f'<text class="tick" x="{x(margin):.1f}" y="68" text-anchor="middle">{100 * margin:+.0f}</text>')
+        # Above its line: below, the ends of the scale may be as near.
+        out.append(f'<text class="tick" x="{x(margin):.1f}" y="11" text-anchor="middle">{100 * margin:+.0f}</text>')
     for end, anchor in ((-span, "start"), (span, "end")):
         out.append(f'<text class="tick" x="{x(end):.1f}" y="68" text-anchor="{anchor}">{100 * end:+.0f} points</text>')
     return Markup("".join(out) + "</svg>")  # numbers only  # noqa: S704

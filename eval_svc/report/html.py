@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -37,6 +38,8 @@ ATTACKS = ("attack", "undesired")
 
 MAX_DIALOGUES = 4000
 """More are left out of the HTML, failing ones last, and the report says how many; JSONL has them all."""
+
+_VERSION = re.compile(r"^models/(.+)/versions/(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ def _slower(trials: Sequence[Trial]) -> Interval | None:
 
 def _rate(name: str, arm: ArmSummary) -> Bar:
     low, high = arm.pass_rate_interval
-    return Bar(arm.target, arm.pass_rate, name, f"{arm.pass_rate:.1%}  ({low:.0%} to {high:.0%})", low, high)
+    return Bar(_VERSION.sub(r"\1, version \2", arm.target), arm.pass_rate, name, f"{arm.pass_rate:.1%}  ({low:.0%} to {high:.0%})", low, high)
 
 
 def _kinds(arms: Sequence[tuple[str, ArmSummary]]) -> list[Bar]:
