@@ -131,7 +131,8 @@ def _slower(trials: Sequence[Trial]) -> Interval | None:
 
 def _rate(name: str, arm: ArmSummary) -> Bar:
     low, high = arm.pass_rate_interval
-    return Bar(_VERSION.sub(r"\1, version \2", arm.target), arm.pass_rate, name, f"{arm.pass_rate:.1%}  ({low:.0%} to {high:.0%})", low, high)
+    label = _VERSION.sub(r"\1, version \2", arm.target)
+    return Bar(label, arm.pass_rate, name, f"{arm.pass_rate:.1%}  ({low:.0%} to {high:.0%})", low, high)
 
 
 def _kinds(arms: Sequence[tuple[str, ArmSummary]]) -> list[Bar]:
