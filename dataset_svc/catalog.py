@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ DEFAULT_TEST_FRACTION = 0.1
 
 _ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _OPEN_DATASETS = 16
+_CHECK_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,9 @@ class Catalog:
         self._folder = home / "datasets"
         self._roots = tuple(roots)
         self._installed = installed
-        self._busy: set[str] = set()
+        self._busy: dict[str, str] = {}  # ids that are being created, with the request's id
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
         self._open: OrderedDict[str, StoredRows] = OrderedDict()
         self.swept = store.sweep(self._folder)
 
@@ -108,14 +111,16 @@ class Catalog:
 
         Raises:
             InvalidArgument: the request or a source is bad. NotFound: no such file or class.
-            PermissionDenied: a source outside the roots. AlreadyExists: the id is taken by other data.
-            Aborted: the same id is being created by another call. ResourceExhausted: the disk is full.
+            PermissionDenied: a source outside the roots. AlreadyExists: the id is taken by other data, or
+            (`REQUEST_ID_REUSED`) the request id was used for another request.
+            Aborted: the same id is being created by another request. ResourceExhausted: the disk is full.
         """
         plan = self._plan(request)
-        with self._alone(plan.dataset_id):
+        with self._alone(plan, check):
+            earlier = self._by_request(plan.request_id)
+            if earlier:
+                return Created(inputs.same_request(earlier, plan), unchanged=True)
             existing = manifest.read(self._folder / plan.dataset_id)
-            if existing and request.request_id and existing.request_id == request.request_id:
-                return Created(inputs.same_request(existing, plan), unchanged=True)
             meter = Meter(report, check)
             sources = build.fingerprint(plan, meter)
             wanted = inputs.digest(plan, sources)
@@ -278,21 +283,31 @@ class Catalog:
             labels=dict(request.labels),
         )
 
+    def _by_request(self, request_id: str) -> Manifest | None:
+        """The dataset that an earlier call with this request id made, as long as it is there."""
+        found = self.listed("", sys.maxsize) if request_id else ()
+        return next((about for about in found if about.request_id == request_id), None)
+
     @contextmanager
-    def _alone(self, dataset_id: str) -> Iterator[None]:
-        with self._lock:
-            if dataset_id in self._busy:
+    def _alone(self, plan: Plan, check: Callable[[], None]) -> Iterator[None]:
+        """Holds the dataset's id and the request's; a retry waits for the call that it repeats."""
+        with self._freed:
+            while plan.request_id and plan.request_id in self._busy.values():
+                check()
+                self._freed.wait(_CHECK_SECONDS)
+            if plan.dataset_id in self._busy:
                 raise Aborted(
-                    f"the dataset {dataset_id!r} is being created by another call. Wait for it, or try again.",
+                    f"the dataset {plan.dataset_id!r} is being created by another call. Wait for it, or try again.",
                     reason="DATASET_BUSY",
-                    metadata={"dataset": dataset_id},
+                    metadata={"dataset": plan.dataset_id},
                 )
-            self._busy.add(dataset_id)
+            self._busy[plan.dataset_id] = plan.request_id
         try:
             yield
         finally:
-            with self._lock:
-                self._busy.discard(dataset_id)
+            with self._freed:
+                del self._busy[plan.dataset_id]
+                self._freed.notify_all()
 
     def _forget(self, dataset_id: str) -> None:
         with self._lock:
@@ -316,5 +331,8 @@ def _token_counter(path: Path) -> statistics.CountTokens:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
-        raise InvalidArgument.field("tokenizer", f"{file} is not a tokenizer.json ({error})") from error
+        # Its words may quote the file, which need not be the caller's to read; where it stopped does not.
+        place = re.search(r"at line \d+ column \d+", str(error))
+        problem = f"{file} is not a tokenizer.json{f' (reading ended {place[0]})' if place else ''}"
+        raise InvalidArgument.field("tokenizer", problem) from error
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -272,8 +272,8 @@ def _timestamp(seconds: float) -> Timestamp:
 def _plain(values: Struct) -> dict[str, Any]:
     try:
         return dict(MessageToDict(values))
-    except SerializeToJsonError:
-        raise InvalidArgument.field("parameters", "numbers must be finite") from None
+    except (SerializeToJsonError, ValueError):  # which of the two depends on how deep the value lies
+        raise InvalidArgument.field("parameters", "every value must be set, and every number finite") from None
 
 
 def _struct(values: Mapping[str, Any]) -> Struct:

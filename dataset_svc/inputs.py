@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from chatmill import __version__
-from chatmill.errors import InvalidArgument
+from chatmill.errors import AlreadyExists
 from dataset_svc.build import Plan
 from dataset_svc.dataset import ConversationDataset
 from dataset_svc.manifest import Manifest, SourceInfo
@@ -61,14 +61,15 @@ def same_request(existing: Manifest, plan: Plan) -> Manifest:
     """`existing`, if the plan asks for what made it.
 
     Raises:
-        InvalidArgument: reason `REQUEST_ID_REUSED`; its request id was used for something else.
+        AlreadyExists: reason `REQUEST_ID_REUSED`; its request id was used for something else.
     """
-    then = ([s.path for s in existing.sources], {k: getattr(existing, k) for k in _settings(plan)})
-    now = ([shown for _, shown in plan.files], _settings(plan))
+    settings = {key: getattr(existing, key) for key in _settings(plan)}
+    then = (existing.id, [s.path for s in existing.sources], existing.labels, settings)
+    now = (plan.dataset_id, [shown for _, shown in plan.files], plan.labels, _settings(plan))
     if json.dumps(then, sort_keys=True) != json.dumps(now, sort_keys=True):
-        raise InvalidArgument.field(
-            "request_id",
-            f"{plan.request_id!r} was used before with other settings; a new request needs a new one",
+        raise AlreadyExists(
+            f"request_id {plan.request_id!r} was used for another request, which made datasets/{existing.id}. "
+            "Use a new one.",
             reason="REQUEST_ID_REUSED",
         )
     return existing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,4 +38,9 @@ def resolve(path: str, roots: Sequence[Path], *, field: str) -> Path:
             reason="PATH_NOT_ALLOWED",
             metadata={"setting": "dataset.roots"},
         )
+    try:
+        resolved.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidArgument.field(field, "is longer than the path of a file can be") from None
     return resolved

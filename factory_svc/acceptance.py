@@ -35,7 +35,7 @@ async def check(spec: JobSpec, bases: Bases, items: ItemSource) -> Entry | None:
     for name, folder in named_folders(parameters).items():
         if not Path(folder).is_absolute():
             raise InvalidArgument.field(f"spec.parameters.{name}", f"{folder} must be an absolute path")
-        await asyncio.to_thread(bases.check_folder, folder)
+        await asyncio.to_thread(bases.check_folder, folder, f"spec.parameters.{name}")
     if method.needs_base and not spec.base:
         raise InvalidArgument.field("spec.base", f"the method {spec.method} needs a base model")
     if not method.needs_base and spec.base:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chatmill.errors import FailedPrecondition, NotFound, PermissionDenied
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from chatmill.plugins import nearest
 from factory_svc.digests import text_sha256
 from factory_svc.entry import Contract, Entry, Source, check_id
@@ -51,11 +51,11 @@ class Bases:
             Unavailable: the hub can't be reached.
         """
         if name.startswith("models/"):
-            return self._registry.get(name)
+            return self._registry.get(name, field_name="spec.base")
         known = {entry.model_id for entry in self._registry.read().entries.values()}
         if name in known:
             return self._registry.get(f"models/{name}")
-        folder = self._folder(name)
+        folder = self._folder(name, "spec.base")
         if folder is not None:
             return self.register(Source("folder", str(folder)))[0]
         if _HUB_ID.fullmatch(name):
@@ -116,22 +116,37 @@ class Bases:
             )
         return str(self._registry.artifact_path(weights[0]).parent), None
 
-    def check_folder(self, folder: str) -> None:
+    def check_folder(self, folder: str, field: str) -> None:
         """Raise unless the absolute path `folder` is a folder that may be read.
 
+        Args:
+            folder: the path.
+            field: the request's field that it stands in, for the error.
+
         Raises:
+            InvalidArgument: there can be no such path.
             PermissionDenied: reason `PATH_NOT_ALLOWED`; it lies outside the roots.
             NotFound: there is nothing.
         """
-        self._folder(folder)
+        self._folder(folder, field)
 
-    def _folder(self, name: str) -> Path | None:
+    def _folder(self, name: str, field: str) -> Path | None:
         """The existing folder that `name` means, or None if it does not look like one.
 
         Raises:
+            InvalidArgument: there can be no such path; names `field`.
             PermissionDenied: it lies outside the roots.
             NotFound: it is clearly a path, and there is nothing.
         """
+        if "\0" in name:
+            raise InvalidArgument.field(field, "must hold no NUL character")
+        try:
+            return self._existing(name)
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, or ~ of nobody
+            problem = getattr(error, "strerror", None) or "its links or its ~ lead nowhere"
+            raise InvalidArgument.field(field, f"is not a usable path ({problem})") from None
+
+    def _existing(self, name: str) -> Path | None:
         path = Path(name).expanduser()
         tried = [path] if path.is_absolute() else [root / path for root in self._roots]
         allowed = [p.resolve() for p in tried if self._allowed(p.resolve())]
@@ -156,7 +171,7 @@ class Bases:
         return ", ".join(map(str, self._roots)) or "no folder at all"
 
     def _from_folder(self, source: Source) -> Entry:
-        folder = self._folder(str(Path(source.location).expanduser()))
+        folder = self._folder(source.location, "source.folder")
         if folder is None:
             raise NotFound(f"There is no folder {source.location}.", reason="BASE_NOT_FOUND")
         check_weights(folder)

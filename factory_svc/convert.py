@@ -10,11 +10,13 @@ from typing import Any
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import status_pb2
 
+from chatmill import access_points
 from chatmill.common.v1 import job_pb2, message_pb2
 from chatmill.dataset.v1 import dataset_pb2
 from chatmill.errors import InvalidArgument
 from chatmill.factory.v1 import model_pb2, training_job_pb2
 from chatmill.runtime.status import to_status
+from factory_svc import checks
 from factory_svc.entry import Contract, DataRecord, Entry, Evaluation, Source, TrainingRecord
 from factory_svc.examples import Item, ToolCall, Turn
 from factory_svc.jobs import Event, EventKind, Job, JobSpec, State
@@ -49,7 +51,7 @@ def spec_from(message: training_job_pb2.TrainingSpec) -> JobSpec:
         dataset=message.dataset,
         model_id=message.model_id,
         method=message.method,
-        parameters=struct_to_dict(message.parameters),
+        parameters=struct_to_dict(message.parameters, "spec.parameters"),
         system_prompt=message.system_prompt,
         languages=tuple(message.languages),
         seed=message.seed,
@@ -80,7 +82,9 @@ def state_to(state: State) -> job_pb2.JobState.ValueType:
 
 
 def state_from(state: job_pb2.JobState.ValueType) -> State | None:
-    """A state, or None if it is unset."""
+    """A state, or None if it is unset. Raises InvalidArgument for a number that is none."""
+    if state not in job_pb2.JobState.values():
+        raise InvalidArgument.field("state", f"{state} is not a state; use a JobState or leave it unset")
     name = job_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
     return None if name == "UNSPECIFIED" else State(name)
 
@@ -187,22 +191,24 @@ def model_to(entry: Entry, snapshot: Snapshot) -> model_pb2.Model:
 
 
 def source_from(message: model_pb2.ModelSource) -> Source:
-    """Where a model lies. Raises InvalidArgument if no place is named."""
+    """Where a model lies. Raises InvalidArgument if no place is named, or one that can't be."""
     place = message.WhichOneof("place")
     if place == "folder":
         return Source("folder", message.folder)
     if place == "hub_id":
         return Source("hub", message.hub_id, message.revision)
     if place == "base_url":
-        if not message.base_url.startswith(("http://", "https://")):
-            raise InvalidArgument.field("source.base_url", "must begin with http:// or https://")
+        try:
+            access_points.check_url(message.base_url)
+        except ValueError as error:
+            raise InvalidArgument.field("source.base_url", str(error)) from None
         return Source("remote", message.base_url, message.revision)
     raise InvalidArgument.field("source", "must name a folder, a hub id or a base URL")
 
 
 def evaluation_from(message: model_pb2.EvaluationRecord) -> Evaluation:
-    """A score."""
-    return Evaluation(
+    """A score. Raises InvalidArgument if it can't be one."""
+    score = Evaluation(
         evaluation=message.evaluation,
         suite=message.suite,
         suite_digest=message.suite_digest,
@@ -211,8 +217,9 @@ def evaluation_from(message: model_pb2.EvaluationRecord) -> Evaluation:
         pass_rate_high=message.pass_rate_high,
         verdict=message.verdict,
         gate_passed=message.gate_passed if message.HasField("gate_passed") else None,
-        when=time_from(message.end_time) if message.HasField("end_time") else None,
+        when=time_from(message.end_time, "record.end_time") if message.HasField("end_time") else None,
     )
+    return checks.evaluation(score, "record")
 
 
 def _evaluation_to(score: Evaluation) -> model_pb2.EvaluationRecord:
@@ -296,9 +303,16 @@ def _turn_from(message: message_pb2.Message) -> Turn:
 # --- well-known types ---
 
 
-def struct_to_dict(struct: struct_pb2.Struct) -> dict[str, Any]:
-    """A Struct as plain data; whole numbers become ints, which JSON and Struct don't tell apart."""
-    plain: dict[str, Any] = json_format.MessageToDict(struct)
+def struct_to_dict(struct: struct_pb2.Struct, field: str) -> dict[str, Any]:
+    """A Struct as plain data; whole numbers become ints, which JSON and Struct don't tell apart.
+
+    Raises:
+        InvalidArgument: a number in it is not finite, or a value is unset.
+    """
+    try:
+        plain: dict[str, Any] = json_format.MessageToDict(struct)
+    except (json_format.SerializeToJsonError, ValueError):  # which of the two depends on how deep the value lies
+        raise InvalidArgument.field(field, "every value must be set, and every number finite") from None
     return {key: _whole(value) for key, value in plain.items()}
 
 
@@ -318,9 +332,14 @@ def time_to(time: datetime | None) -> timestamp_pb2.Timestamp | None:
     return stamp
 
 
-def time_from(stamp: timestamp_pb2.Timestamp) -> datetime:
-    """A moment, in UTC."""
-    moment: datetime = stamp.ToDatetime(tzinfo=UTC)
+def time_from(stamp: timestamp_pb2.Timestamp, field: str) -> datetime:
+    """A moment, in UTC. Raises InvalidArgument if there is no such moment."""
+    try:
+        moment: datetime = stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument.field(
+            field, "must be a moment of the years 1 to 9999, with 0 to 999,999,999 nanoseconds"
+        ) from None
     return moment
 
 

@@ -103,14 +103,18 @@ class Snapshot:
             found = [e for e in found if (e.model_id, -e.version) > (last.model_id, -(last.version or 0))]
         return sorted(found, key=lambda e: (e.model_id, -e.version))
 
-    def find(self, name: str) -> Entry:
+    def find(self, name: str, *, field_name: str = "name") -> Entry:
         """The version that `name` stands for.
+
+        Args:
+            name: of the version, an alias or the model.
+            field_name: the request's field that it stands in, for the error.
 
         Raises:
             InvalidArgument: `name` is not a model name.
             NotFound: there is none; the message has the nearest name.
         """
-        wanted = ModelName.parse(name)
+        wanted = ModelName.parse(name, field_name=field_name)
         versions = self.versions(wanted.model_id)
         if not versions:
             known = sorted({e.model_id for e in self.entries.values()})
@@ -167,9 +171,9 @@ class Registry:
             self._cached = (stamp, self._parse())
         return self._cached[1]
 
-    def get(self, name: str) -> Entry:
+    def get(self, name: str, *, field_name: str = "name") -> Entry:
         """The version that `name` stands for. Raises NotFound or InvalidArgument, as `Snapshot.find`."""
-        return self.read().find(name)
+        return self.read().find(name, field_name=field_name)
 
     def add(self, entry: Entry, files: Path | None = None) -> Entry:
         """Register the next version of `entry.model_id`.
@@ -233,7 +237,7 @@ class Registry:
         """
         check_id(alias, "alias")
         with self._changing() as (snapshot, write):
-            entry = snapshot.find(name)
+            entry = snapshot.find(name, field_name="model")
             moves = dict(snapshot.aliases.get(entry.model_id, {}))
             history = moves.get(alias, ())
             old = history[-1].new if history else None
@@ -246,7 +250,7 @@ class Registry:
     def record_evaluation(self, name: str, evaluation: Evaluation) -> Entry:
         """Add a score to a version; one of the same evaluation is replaced. Raises NotFound."""
         with self._changing() as (snapshot, write):
-            entry = snapshot.find(name)
+            entry = snapshot.find(name, field_name="model")
             kept = tuple(e for e in entry.evaluations if e.evaluation != evaluation.evaluation)
             entry = replace(entry, evaluations=(*kept, evaluation))
             write(replace(snapshot, entries={**snapshot.entries, entry.name: entry}))

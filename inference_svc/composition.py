@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub.constants import HF_HUB_CACHE
 
 import chatmill
+from chatmill import access_points
 from chatmill.config import Config, InferenceSettings
 from chatmill.errors import InvalidArgument
 from chatmill.imports import import_bitsandbytes
@@ -102,7 +103,12 @@ def engine_maker(settings: InferenceSettings) -> MakeEngine:
     def make(entry: ModelEntry) -> tuple[str, Engine]:
         if entry.kind is ModelKind.REMOTE:
             remote = ENGINES.get("openai")
-            parameters = {"base_url": entry.base_url, "model": entry.remote_name, "key_file": key_file}
+            known = access_points.is_among(entry.base_url, settings.remote_trusted_hosts)
+            parameters = {
+                "base_url": entry.base_url,
+                "model": entry.remote_name,
+                "key_file": key_file if known else "",
+            }
             return "openai", remote(parse_parameters(remote.Parameters, parameters))
         return settings.engine, local(parse_parameters(local.Parameters, values))
 

@@ -131,5 +131,8 @@ class OverridesFile:
 
 
 def check(overrides: Overrides) -> None:
-    """Raise InvalidArgument on `blocked_phrases` for a phrase that can't be matched."""
-    WordTable((phrase, "") for phrase in overrides.blocked_phrases)
+    """Raise InvalidArgument on `overrides.blocked_phrases` for a phrase that can't be matched."""
+    try:
+        WordTable((phrase, "") for phrase in overrides.blocked_phrases)
+    except InvalidArgument as error:
+        raise InvalidArgument.field("overrides.blocked_phrases", error.violations[0].description) from error

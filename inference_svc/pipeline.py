@@ -38,9 +38,13 @@ from inference_svc.fallback import FALLBACKS, Fallbacks, Step, reason_of
 from inference_svc.generation import FinishReason, FunctionCall, Message, Role, Sampling, Timing, Usage
 from inference_svc.moderation.base import Stage
 from inference_svc.moderation.guard import Verdict
+from inference_svc.prompts import CONTEXT_OVERFLOW
 from inference_svc.reply import record
 
 log = logging.getLogger(__name__)
+
+LONGEST_TOKEN = 128
+"""Characters that a token stands for at most: the longest in use are runs of so many spaces."""
 
 
 @dataclass(slots=True)
@@ -296,10 +300,20 @@ class Pipeline:
         return catalog.get(name) if catalog.known else None
 
     def _check_line(self, request: ChatRequest, entry: ModelEntry) -> None:
-        """Refuse at a full line before the input is looked at, whatever it holds: a refusal has to be cheap."""
+        """Refuse at a full line, and what no context holds, before the input is looked at, whatever else it holds: a
+        refusal has to be cheap."""
         resident = self._with.models.resident_of(entry)
-        if resident is not None:
-            self._with.admission.line(resident).check(request.caller, max_wait=request.max_queue)
+        if resident is None:
+            return
+        self._with.admission.line(resident).check(request.caller, max_wait=request.max_queue)
+        size, context = len(request.messages[-1].content), resident.info.context_length
+        if size > LONGEST_TOKEN * context:
+            raise InvalidArgument.field(
+                "spec.messages",
+                f"the last has {size} characters, which no tokenizer makes {context} tokens of, the model's context. "
+                "Shorten it.",
+                reason=CONTEXT_OVERFLOW,
+            )
 
     async def _look_at_input(self, request: ChatRequest) -> tuple[ChatRequest, list[Verdict], bool]:
         """The request with its newest messages masked, what was found, and whether it stops here."""
@@ -310,7 +324,7 @@ class Pipeline:
             guard = self._with.moderation.open(Stage.INPUT, request.moderation.value)
             if guard is None:
                 return request, [], False
-            passed = guard.feed(messages[index].content, final=True)
+            passed = await guard.feed_whole(messages[index].content)
             text = passed.text
             verdicts += passed.verdicts
             if guard.judged:

@@ -22,6 +22,9 @@ from inference_svc.generation import FunctionCall, Message, Overflow, Role, Tool
 CONTEXT_OVERFLOW = "CONTEXT_OVERFLOW"
 """Reason of the InvalidArgument for a prompt that is longer than the context."""
 
+LONG_TEXT = 16_384
+"""Texts of more characters take milliseconds to tokenize."""
+
 _MARKUP = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 _WORD_EDGE = re.compile(r"(?<=\W)(?=\w)|(?<=\w)(?=\W)")
 
@@ -209,7 +212,10 @@ class ChatPrompts:
     def _tokenize(self, text: str, marker: str) -> list[int]:
         ids: list[int] = []
         for part in text.split(marker):
-            if part:
+            if len(part) > LONG_TEXT:
+                # Unlike `encode` this leaves the interpreter to other threads meanwhile.
+                ids.extend(self._backend.encode_batch([part], add_special_tokens=False)[0].ids)
+            elif part:
                 ids.extend(self._backend.encode(part, add_special_tokens=False).ids)
         return ids
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from chatmill.errors import MESSAGE_TOO_LARGE, ResourceExhausted
+from chatmill.errors import MESSAGE_TOO_LARGE, InvalidArgument, ResourceExhausted
 from chatmill.runtime import Context
 
 
@@ -56,6 +57,11 @@ class Call:
 
     def checked(self, request: Any) -> Any:
         """`request` after all checks."""
+        if isinstance(request, DecodeError):
+            raise InvalidArgument(
+                "the request's bytes are no message of this method: something was cut off, or a text is not UTF-8. "
+                "Make the client from the contract in protos/."
+            )
         for check in self.checks:
             check(request)
         return request
@@ -99,7 +105,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         wrap = self._streaming if handler.response_streaming else self._single
         wrapped: Any = wrap(handler_call_details.method, behavior, handler.request_streaming)
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return make(wrapped, _readable(handler.request_deserializer), handler.response_serializer)
 
     def _check_size(self, message: Any, method: str) -> None:
         size = message.ByteSize()
@@ -146,6 +152,18 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
                     call.sent += 1
 
         return handle
+
+
+def _readable(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """The same, with an error as its result: one that is raised here gRPC answers itself, past all middlewares."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return error
+
+    return read
 
 
 def _call(method: str, context: Context) -> Call:

@@ -26,7 +26,7 @@ from dataset_svc.sources.sharegpt import ShareGPT
 
 SHAPES: tuple[Shape, ...] = (Neutral(), ShareGPT(), MultiWOZ(), OpenAIMessages())
 
-_SHOWN_KEYS = 6
+_KEYS_OF_CONVERSATIONS = ("messages", "conversations", "log")
 
 
 @dataclass(slots=True)
@@ -104,8 +104,9 @@ def _is_document(file: SourceFile, is_conversation: Callable[[Any], bool]) -> bo
     if start[0] not in "[{":
         raise bad_source(
             Place(file.shown, line_number),
-            f"is not JSON (it begins with {start[:20]!r})",
-            "Save the conversations as JSON, or as JSONL with one conversation per line",
+            # The beginning is not shown: whoever names a file need not be one who may read it.
+            f"is not JSON (the first character of line {line_number} is neither {{ nor [)",
+            "Save the conversations as JSON, or as JSONL with one conversation per line; either may be gzip",
             kind="NOT_JSON",
         )
     if start[0] == "[":
@@ -138,11 +139,11 @@ def _beginning(file: SourceFile) -> tuple[str, int]:
 
 
 def _not_a_conversation(record: Record) -> Exception:
-    keys = ", ".join(map(repr, list(record.data)[:_SHOWN_KEYS])) or "none"
-    more = ", ..." if len(record.data) > _SHOWN_KEYS else ""
+    keys = [key for key in _KEYS_OF_CONVERSATIONS if key in record.data]
+    problem = f"see what is under {keys[0]!r}" if keys else "it has no messages, conversations or log"
     return bad_source(
         record.place,
-        f"is JSON, but not a conversation in a known format (its keys: {keys}{more})",
+        f"is JSON, but not a conversation in a known format ({problem})",
         "Known: neutral (messages with customer and agent), openai (messages with user and assistant), "
         "sharegpt (conversations with from and value), multiwoz (log with text). "
         "For another format write a dataset class with its own `read`",

@@ -154,10 +154,10 @@ class SourceFile:
                 "Copy it again, and compare sizes or checksums",
                 kind="TRUNCATED",
             ) from None
-        except (gzip.BadGzipFile, zlib.error) as error:
+        except (gzip.BadGzipFile, zlib.error):
             raise bad_source(
                 Place(self.shown, line),
-                f"the compressed data are damaged ({error})",
+                "the compressed data are damaged",
                 "Copy or compress the file again",
                 kind="DAMAGED",
             ) from None

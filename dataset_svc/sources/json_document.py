@@ -54,7 +54,7 @@ class _Scanner:
             expected = " or ".join(repr(c) for c in allowed)
             raise bad_source(
                 self.place(),
-                f"is not JSON (expected {expected}, found {found!r})",
+                f"is not JSON (expected {expected})",
                 "Mend the file, or export it again",
                 kind="NOT_JSON",
             )

@@ -23,6 +23,7 @@ from dataset_svc.conversation import (
     role_of,
     split_tool_calls,
 )
+from dataset_svc.sources.jsonl import kind_of
 from dataset_svc.sources.record import Record, bad_source
 from dataset_svc.text import clean, slug
 
@@ -104,9 +105,9 @@ def build_message(
     role = role_of(spelling) if isinstance(spelling, str) else None
     if role is None:
         hint = nearest(spelling, KNOWN_ROLES) if isinstance(spelling, str) else ""
-        raise bad_message(
-            record, number, f"has the unknown role {spelling!r}{hint}", f"Known: {', '.join(KNOWN_ROLES)}"
-        )
+        # With no known one near, what stands there may be anything.
+        problem = f"has the unknown role {spelling!r}{hint}" if hint or spelling is None else "has an unknown role"
+        raise bad_message(record, number, problem, f"Known: {', '.join(KNOWN_ROLES)}")
     tool = str(name) if name else None
     if role == "tool" and tool == TRANSFER_TO_HUMAN and kind == "call":
         arguments = {str(k): v for k, v in data.items()} if isinstance(data, dict) else {}
@@ -133,7 +134,7 @@ def text_of(record: Record, number: int, value: Any) -> tuple[str, int]:
         texts = [p if isinstance(p, str) else p.get("text") for p in value if isinstance(p, str | dict)]
         kept = [text for text in texts if isinstance(text, str)]
         return "\n".join(kept), len(value) - len(kept)
-    raise bad_message(record, number, f"has a content that is not text ({value!r:.40})")
+    raise bad_message(record, number, f"has a content that is not text but {kind_of(value)}")
 
 
 def bad_message(record: Record, number: int, problem: str, remedy: str = "Mend this message") -> InvalidArgument:

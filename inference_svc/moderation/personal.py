@@ -36,6 +36,12 @@ _OPEN_NUMBER = re.compile(r"(?<![A-Za-z0-9_])[+(]{0,2}[0-9](?:[-() .]{0,3}[0-9])
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _CONTEXT = 4
 """Characters kept before what is undecided, for the patterns that look behind."""
+_LONGEST_OPEN = 200
+"""Characters at the end of a text in which the patterns of what is open have to be looked for."""
+MOST_TRIES = 300
+"""Sequences of digits in one text that are looked up as telephone numbers. A run of single digits with spaces between
+them has hundreds, each of which takes a hundredth of a millisecond or more; beyond this many, whatever has as many
+digits as a telephone number counts as one."""
 
 PLACEHOLDERS = {"email": "[email]", "phone": "[phone]", "card": "[card]", "cn_id": "[id]"}
 """Categories, and what stands in their place when they are redacted."""
@@ -85,6 +91,7 @@ class PersonalScanner:
         self._allowed = system_prompt
         self._window = ""
         self._offset = 0
+        self._tries = MOST_TRIES
 
     def feed(self, text: str, *, final: bool) -> list[Finding]:
         """See `Scanner`."""
@@ -108,7 +115,8 @@ class PersonalScanner:
         return found
 
     def _open_from(self) -> int:
-        word, number = _OPEN_WORD.search(self._window), _OPEN_NUMBER.search(self._window)
+        begin = max(0, len(self._window) - _LONGEST_OPEN)
+        word, number = _OPEN_WORD.search(self._window, begin), _OPEN_NUMBER.search(self._window, begin)
         return min(m.start() if m else len(self._window) for m in (word, number))
 
     def _spans(self, begin: int) -> Iterator[tuple[int, int, str]]:
@@ -150,6 +158,9 @@ class PersonalScanner:
         return ""
 
     def _is_phone(self, text: str) -> bool:
+        if self._tries <= 0:
+            return True
+        self._tries -= 1
         for region in (None,) if text.startswith("+") else self._parameters.regions:
             try:
                 if phonenumbers.is_valid_number(phonenumbers.parse(text, region)):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,20 @@ async def test_work_that_was_cancelled_behind_a_call_does_not_leave_the_client_w
         await asyncio.wait_for(collect(stub, "UnaryUnary"), 5)
     with pytest.raises(Cancelled, match="work behind"):
         await asyncio.wait_for(collect(stub, "UnaryStream"), 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("data", [b"\x0a\x02\xff\xfe", b"\x0a\x03\xed\xa0\x80", b"\x0a\xff"])
+async def test_bytes_that_are_no_message_are_refused_in_words(
+    harness: testing.Harness, caplog: pytest.LogCaptureFixture, name: str, data: bytes
+) -> None:
+    kind = "_".join(f"{side}".lower() for side in re.findall("Unary|Stream", name.replace("Write", "Unary")))
+    make = getattr(harness.channel, kind)
+    call = make(f"/{SERVICE}/{name}")(iter([data]) if kind.startswith("stream") else data)
+    answer = call if name.endswith("Unary") else anext(aiter(call))
+    with pytest.raises(InvalidArgument, match="bytes are no message of this method"):
+        await answer
+    assert "Traceback" not in caplog.text
 
 
 async def test_health_watch_works_through_the_interceptor(harness: testing.Harness) -> None:

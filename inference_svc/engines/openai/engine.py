@@ -182,12 +182,19 @@ class UpstreamEngine:
         if not path:
             return ""
         try:
-            return Path(path).read_text(encoding="utf-8").strip()
+            key = Path(path).read_text(encoding="ascii").strip()
         except OSError as error:
             raise FailedPrecondition(
                 f"The key file {path} can't be read: {error.strerror}. Set inference.remote_key_file.",
                 reason="KEY_UNREADABLE",
             ) from error
+        except UnicodeDecodeError:
+            key = ""
+        if not key or not key.isprintable():
+            raise FailedPrecondition(
+                f"The key file {path} must hold one line of ASCII characters, the key.", reason="KEY_UNREADABLE"
+            )
+        return key
 
     async def _run(self, stream: _Stream, said: dict[str, Any]) -> None:
         """Read one stream to its end. Every way out ends the generation."""
@@ -314,7 +321,7 @@ class UpstreamEngine:
         if status in (401, 403, 404):
             return FailedPrecondition(
                 f"{where} answers {status}: {text}. Check the URL, the model's name {self._parameters.model!r} there, "
-                "and inference.remote_key_file.",
+                "and inference.remote_key_file and remote_trusted_hosts.",
                 reason="UPSTREAM_REFUSED",
             )
         return Unavailable(f"{where} answers {status}: {text}", reason="UPSTREAM_FAILED", retry_after=1.0)

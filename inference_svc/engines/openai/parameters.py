@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from chatmill import access_points
 from chatmill.errors import FieldViolation, InvalidArgument
 from inference_svc.generation import ConstraintKind, GenerationRequest, Message, Overflow, Sampling, Tool
 
@@ -35,8 +36,10 @@ class UpstreamParameters:
     silence_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ValueError("base_url must begin with http:// or https://")
+        try:
+            access_points.check_url(self.base_url)
+        except ValueError as error:
+            raise ValueError(f"base_url {error}") from error
         if not self.model:
             raise ValueError("model must name the model at the access point")
         if self.concurrency < 1 or self.retries < 0:

@@ -264,6 +264,12 @@ class RowsEngine:
         wanted = request.sampling.max_output_tokens
         # Without a wish one token must fit, else all that was asked for.
         limit = info.context_length - (wanted or 1)
+        if limit < 1:
+            raise InvalidArgument.field(
+                "sampling.max_output_tokens",
+                f"is {wanted}, and the model has {info.context_length} tokens for prompt and reply together.",
+                reason=CONTEXT_OVERFLOW,
+            )
         if request.max_prompt_tokens is not None:
             limit = min(limit, request.max_prompt_tokens)
         size = sum(len(message.content) for message in request.messages) + len(request.text or "")

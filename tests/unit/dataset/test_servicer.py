@@ -8,11 +8,9 @@ import gzip
 import json
 import resource
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from google.protobuf.struct_pb2 import Struct
 
 from chatmill.common.v1 import message_pb2
 from chatmill.dataset import v1
@@ -26,49 +24,10 @@ from chatmill.errors import (
     PermissionDenied,
     ResourceExhausted,
 )
-from chatmill.runtime.testing import Harness, local_config, running
 from dataset_svc import build as building
 from dataset_svc import store
-from dataset_svc.__main__ import build
 
-Mesh = tuple[v1.DatasetServiceStub, v1.DatasetAdminServiceStub, Path]
-
-
-def words(number: int) -> str:
-    """A text of letters that differs from number to number; digits alone would make near-duplicates."""
-    return "".join(chr(ord("a") + int(digit)) for digit in str(number))
-
-
-def conversation(number: int, **more: object) -> dict[str, object]:
-    return {
-        "id": f"C_{number}",
-        "messages": [
-            {"role": "customer", "content": f"Where is my {words(number)}?"},
-            {"role": "agent", "content": "It is on its way."},
-        ],
-        **more,
-    }
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return str(path)
-
-
-@pytest.fixture
-async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
-    config = local_config(tmp_path / "home", {"dataset.roots": str(tmp_path / "data")})
-    (tmp_path / "data").mkdir()
-    async with running(await build(config), config) as harness:
-        yield stubs(harness, tmp_path / "data")
-
-
-def stubs(harness: Harness, data: Path) -> Mesh:
-    return v1.DatasetServiceStub(harness.channel), v1.DatasetAdminServiceStub(harness.channel), data
-
-
-async def create(admin: v1.DatasetAdminServiceStub, **fields: object) -> list[v1.CreateDatasetResponse]:
-    return [event async for event in admin.CreateDataset(v1.CreateDatasetRequest(**fields))]
+from .conftest import Mesh, conversation, create, write
 
 
 async def test_create_streams_progress_and_ends_with_the_dataset(mesh: Mesh) -> None:
@@ -214,6 +173,14 @@ async def test_statistics_classes_and_pages(mesh: Mesh) -> None:
         ({"source": "{data}/ok.jsonl", "limit": -1}, InvalidArgument, "limit"),
         ({"source": ""}, InvalidArgument, "source"),
         ({"source": "{data}/empty"}, InvalidArgument, "empty: is empty"),
+        ({"source": "\0"}, InvalidArgument, "^source: must be"),
+        ({"source": "{data}/" + "x" * 20_000}, InvalidArgument, "^source: is longer than"),
+        ({"source": "{data}/" + "x/" * 10_000}, InvalidArgument, "^source: is longer than"),
+        (
+            {"source": "{data}/ok.jsonl", "more_sources": ["{data}/" + "x" * 20_000]},
+            InvalidArgument,
+            r"^more_sources\[0\]: is longer than",
+        ),
     ],
 )
 async def test_bad_requests_get_one_clear_line(
@@ -224,19 +191,12 @@ async def test_bad_requests_get_one_clear_line(
     (data / "empty").touch()
     (data / "link").symlink_to("/etc/hostname")
     fields = {"dataset_id": "new", **fields, "source": str(fields["source"]).replace("{data}", str(data))}
+    if "more_sources" in fields:
+        fields["more_sources"] = [path.replace("{data}", str(data)) for path in fields["more_sources"]]
     with pytest.raises(kind, match=message) as caught:
         await create(admin, **fields)
     assert "\n" not in caught.value.message
     assert not (await read.ListDatasets(v1.ListDatasetsRequest())).datasets
-
-
-async def test_unknown_parameter_names_the_nearest(mesh: Mesh) -> None:
-    _, admin, data = mesh
-    parameters = Struct()
-    parameters.update({"label_keys": "x"})
-    with pytest.raises(InvalidArgument, match="did you mean 'label_key'") as caught:
-        await create(admin, dataset_id="a", source=write(data / "a", [conversation(1)]), parameters=parameters)
-    assert caught.value.violations[0].field == "parameters.label_keys"
 
 
 async def test_names_of_items_and_datasets_are_checked(mesh: Mesh) -> None:
@@ -274,18 +234,6 @@ async def test_existing_data_are_kept_unless_replaced(mesh: Mesh) -> None:
     assert forced[-1].finished.dataset.digest == events[-1].finished.dataset.digest
     with pytest.raises(AlreadyExists, match="test_fraction"):
         await create(admin, dataset_id="a", source=new, force=True, test_fraction=0.5)
-
-
-async def test_a_retry_with_its_request_id_gets_the_first_result(mesh: Mesh) -> None:
-    _, admin, data = mesh
-    source = write(data / "a", [conversation(1)])
-    first = await create(admin, dataset_id="a", source=source, request_id="r1")
-    (data / "a").write_text("changed since")
-    again = await create(admin, dataset_id="a", source=source, request_id="r1")
-    assert again[-1].finished.unchanged
-    assert again[-1].finished.dataset == first[-1].finished.dataset
-    with pytest.raises(InvalidArgument, match="request_id"):
-        await create(admin, dataset_id="a", source=source, request_id="r1", split_seed=5)
 
 
 async def test_leaving_the_stream_stops_the_work_and_leaves_nothing(

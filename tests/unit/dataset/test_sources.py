@@ -217,8 +217,8 @@ LINE = jsonl(NEUTRAL)
 BAD: dict[str, tuple[bytes | str, str]] = {
     "empty": ("", "log: is empty. Export"),
     "white space": (" \n\n ", "empty but for white space"),
-    "plain text": ("Hello,\nhow are you?", r"log:1: is not JSON \(it begins with 'Hello,"),
-    "csv": ("\nid,text\n1,hi", r"log:2: is not JSON \(it begins with 'id,text"),
+    "plain text": ("Hello,\nhow are you?", r"log:1: is not JSON \(the first character of line 1 is neither { nor \["),
+    "csv": ("\nid,text\n1,hi", "log:2: is not JSON .*line 2.*JSONL"),
     "zip": (b"PK\x03\x04rest", "a zip archive"),
     "parquet": (b"PAR1....", "a Parquet file"),
     "utf-16": ("x".encode("utf-16"), "UTF-16"),
@@ -229,12 +229,15 @@ BAD: dict[str, tuple[bytes | str, str]] = {
     "cut line": (LINE + LINE[:40], "log:2: the file is cut off in the middle of this record"),
     "cut list": (json.dumps([NEUTRAL, NEUTRAL], indent=1)[:-30], "the file is cut off"),
     "cut object": ('{"a": ', "the file is cut off"),
-    "missing comma": ("[" + json.dumps(NEUTRAL) + json.dumps(NEUTRAL) + "]", "expected ',' or ']', found '{'"),
+    "missing comma": ("[" + json.dumps(NEUTRAL) + json.dumps(NEUTRAL) + "]", "expected ',' or ']'"),
     "trailing text": (json.dumps([NEUTRAL]) + "\nbye", "log:2: something follows the end"),
     "a number on a line": (LINE + "17\n", "log:2: this line is a number, not an object"),
     "a list of texts": ('["a", "b"]', "log:1: this element is a text, not an object"),
     "empty list": ("[]", "log: holds no conversations"),
-    "other json": (jsonl({"instruction": "a", "output": "b"}), "its keys: 'instruction', 'output'.*Known: neutral"),
+    "other json": (
+        jsonl({"instruction": "a", "output": "b"}),
+        "it has no messages, conversations or log.*Known: neutral",
+    ),
     "other json document": (json.dumps({"a": {"b": 1}}, indent=2), "log:1: is JSON, but not a conversation"),
     "mixed formats": (jsonl(NEUTRAL, NEUTRAL, SHAREGPT), "log:3: .*sharegpt format, but the file began as neutral"),
     "unknown role": (
@@ -254,7 +257,7 @@ BAD: dict[str, tuple[bytes | str, str]] = {
     ),
     "call without name": (jsonl({"messages": [{"role": "assistant", "tool_calls": [{}]}]}), "without function.name"),
     "NaN": (jsonl({**NEUTRAL, "x": float("nan")}), "log:1: is not usable JSON .NaN"),
-    "infinity": (LINE + LINE.replace('"id": 7', '"id": 1e999'), "log:2: is not usable JSON .the number 1e999"),
+    "infinity": (LINE + LINE.replace('"id": 7', '"id": 1e999'), "log:2: is not usable JSON .a number is too large"),
     "deep": (LINE + '{"a":' * 100_000, "log:2: "),
     "deep document": ("[" * 100_000, "log:1: "),
     "huge integer": (LINE + '{"a": ' + "1" * 5000 + "}\n", "log:2: is not usable JSON"),
@@ -273,6 +276,28 @@ def test_bad_files_get_one_clear_line(tmp_path: Path, name: str) -> None:
     assert caught.value.metadata["file"] == "log"
     assert "\n" not in caught.value.message
     assert caught.value.message.endswith(".")
+
+
+SECRET = "tok-4711"
+QUOTED = {
+    "text": f"{SECRET}: ana",
+    "keys": json.dumps({SECRET: "ana"}),
+    "other things under messages": json.dumps({"messages": {SECRET: 1}}),
+    "role": jsonl({"messages": [{"role": "user", "content": "a"}, {"role": SECRET, "content": "b"}]}),
+    "content": jsonl({"messages": [{"role": "user", "content": {"key": SECRET}}]}),
+    "document": f'["a" {SECRET}]',
+    "number": '{"messages": [], "key": 4711e4711}\n',
+    "behind gzip": gzip.compress(LINE.encode()) + SECRET.encode(),
+}
+
+
+@pytest.mark.parametrize("name", sorted(QUOTED))
+def test_complaints_do_not_quote_the_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InvalidArgument, match="log") as caught:
+        read(put(tmp_path, QUOTED[name]))
+    told = f"{caught.value.message} {caught.value.metadata}"
+    assert "4711" not in told
+    assert "b't" not in told
 
 
 def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:

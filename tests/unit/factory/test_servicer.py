@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from chatmill.common.v1 import JOB_STATE_QUEUED, JOB_STATE_SUCCEEDED, ROLE_ASSISTANT, ROLE_USER, Message
 from chatmill.dataset.v1 import (
@@ -247,3 +249,109 @@ async def test_models_are_listed_in_pages(mesh: Mesh, base: Path) -> None:
 async def test_a_source_without_a_place_is_refused(mesh: Mesh) -> None:
     with pytest.raises(InvalidArgument, match="must name a folder"):
         await mesh.models.RegisterModel(RegisterModelRequest(source=ModelSource(revision="x"), model_id="m"))
+
+
+@pytest.mark.parametrize("state", [99, -1])
+async def test_jobs_of_a_state_that_is_none_are_refused(mesh: Mesh, state: int) -> None:
+    request = ListTrainingJobsRequest()
+    request.state = state  # type: ignore[assignment]
+    with pytest.raises(InvalidArgument) as caught:
+        await mesh.jobs.ListTrainingJobs(request)
+    assert [v.field for v in caught.value.violations] == ["state"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), [float("nan")], {"x": [float("-inf")]}])
+async def test_parameters_are_finite(mesh: Mesh, value: Any) -> None:
+    parameters = Struct()
+    parameters.update({"examples": value})
+    with pytest.raises(InvalidArgument) as caught:
+        await anext(aiter(mesh.jobs.Train(TrainRequest(spec=_spec(parameters=parameters)))))
+    assert [v.field for v in caught.value.violations] == ["spec.parameters"]
+
+
+@pytest.mark.parametrize("path", ["\0", "x" * 20_000, "{roots}/" + "x/" * 10_000, "~nobody-of-this-name/x"])
+async def test_a_path_that_can_not_be_is_refused(mesh: Mesh, base: Path, path: str) -> None:
+    path = path.replace("{roots}", str(base.parent))
+    with pytest.raises(InvalidArgument) as caught:
+        await mesh.models.RegisterModel(RegisterModelRequest(source=ModelSource(folder=path)))
+    assert [v.field for v in caught.value.violations] == ["source.folder"]
+    assert len(caught.value.message) < 200
+    with pytest.raises(InvalidArgument) as caught:
+        await anext(aiter(mesh.jobs.Train(TrainRequest(spec=_spec(base=path)))))
+    assert [v.field for v in caught.value.violations] == ["spec.base"]
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("ftp://host/v1", "must begin with http://"),
+        ("http://", "has no host, or a port"),
+        ("http:///v1", "has no host, or a port"),
+        ("http://[::bad/v1", "has no host, or a port"),
+        ("http://[zz::1]/v1", "has no host, or a port"),
+        ("http://127.0.0.1:99999/v1", "has no host, or a port"),
+        ("http://127.0.0.1:0/v1", "has no host, or a port"),
+        ("http://127.0.0.1:port/v1", "has no host, or a port"),
+        ("http://127.0.0.1/v1\r\nX-Inj: y", "line breaks"),
+        ("http://127.0.0.1/v 1", "spaces"),
+        ("http://host/" + "v" * 2000, "at most 2000 ASCII characters"),
+        ("http://user:s3cret@host/v1", r"no user, password, query or fragment.*inference\.remote_key_file"),
+        ("http://host/v1?api_key=s3cret", r"no user, password, query or fragment.*inference\.remote_key_file"),
+        ("http://host/v1#s3cret", r"no user, password, query or fragment.*inference\.remote_key_file"),
+        ("http://user:s3cret@host:99999/v1", "has no host, or a port"),
+    ],
+)
+async def test_a_base_url_that_can_not_be_used_is_refused(mesh: Mesh, url: str, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text) as caught:
+        await mesh.models.RegisterModel(RegisterModelRequest(source=ModelSource(base_url=url), model_id="far"))
+    assert [v.field for v in caught.value.violations] == ["source.base_url"]
+    assert "s3cret" not in caught.value.message
+    assert [m.name for m in (await mesh.models.ListModels(ListModelsRequest())).models] == ["models/mini/versions/1"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/v1", "https://api.example.com/v1/", "http://[::1]:8000", "http://gpu-box/a%20b/v1"]
+)
+async def test_an_access_point_is_registered_as_it_is_named(mesh: Mesh, url: str) -> None:
+    source = ModelSource(base_url=url, revision="big")
+    answer = await mesh.models.RegisterModel(RegisterModelRequest(source=source, model_id="far"))
+    assert answer.model.source == source
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"evaluation": ""}, "evaluation"),
+        ({"evaluation": "not-a-name"}, "evaluation"),
+        ({"evaluation": "evaluations/a/b"}, "evaluation"),
+        ({"evaluation": "evaluations/" + "x" * 64}, "evaluation"),
+        ({"suite": "s" * 10_000}, "suite"),
+        ({"suite_digest": "a\nb"}, "suite_digest"),
+        ({"pass_rate": 250.0}, "pass_rate"),
+        ({"pass_rate": float("nan")}, "pass_rate"),
+        ({"pass_rate_low": -1.0}, "pass_rate_low"),
+        ({"pass_rate_high": float("inf")}, "pass_rate_high"),
+        ({"pass_rate_low": 0.9, "pass_rate_high": 0.8}, "pass_rate_low"),
+        ({"verdict": "x" * 10_000}, "verdict"),
+        ({"end_time": Timestamp(seconds=1, nanos=-1)}, "end_time"),
+        ({"end_time": Timestamp(seconds=2**63 - 1)}, "end_time"),
+    ],
+)
+async def test_a_score_that_can_not_be_is_not_recorded(mesh: Mesh, changes: dict[str, Any], field: str) -> None:
+    record = EvaluationRecord(**{"evaluation": "evaluations/1", "pass_rate": 0.5, **changes})
+    with pytest.raises(InvalidArgument) as caught:
+        await mesh.models.RecordEvaluation(RecordEvaluationRequest(model="models/mini", record=record))
+    assert [v.field for v in caught.value.violations] == [f"record.{field}"]
+    assert len(caught.value.message) < 200
+    assert not (await mesh.models.GetModel(GetModelRequest(name="models/mini"))).model.evaluations
+
+
+async def test_errors_name_the_field_that_the_model_stands_in(mesh: Mesh) -> None:
+    record = EvaluationRecord(evaluation="evaluations/1", pass_rate=0.5)
+    for call in (
+        mesh.models.SetAlias(SetAliasRequest(model="mini", alias="production")),
+        mesh.models.RecordEvaluation(RecordEvaluationRequest(model="mini", record=record)),
+    ):
+        with pytest.raises(InvalidArgument, match=r"^model: ") as caught:
+            await call
+        assert [v.field for v in caught.value.violations] == ["model"]

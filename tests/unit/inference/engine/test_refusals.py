@@ -41,6 +41,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "stops": ({"sampling": Sampling(stop_sequences=("x",) * 10_000)}, "sampling.stop_sequences"),
     "empty stop": ({"sampling": Sampling(stop_sequences=("",))}, "sampling.stop_sequences"),
     "logprobs": ({"sampling": Sampling(logprobs=99)}, "sampling.logprobs"),
+    "endless": ({"text": "x", "sampling": Sampling(max_output_tokens=2**31 - 1)}, "sampling.max_output_tokens"),
     "no prompt": ({"token_ids": ()}, "messages"),
     "two prompts": ({"token_ids": (3,), "text": "x"}, "messages"),
     "empty text": ({"text": ""}, "text"),

@@ -22,6 +22,7 @@ from inference_svc.checks import check, contract_names
 from inference_svc.events import ChatRequest
 from inference_svc.generation import Message as Turn
 from inference_svc.generation import Role as Speaker
+from inference_svc.moderation.guard import Guard
 
 USER = Message(role=Role.ROLE_USER, content="hi")
 SYSTEM = Message(role=Role.ROLE_SYSTEM, content="s")
@@ -119,6 +120,18 @@ async def test_an_enormous_request_is_refused_by_size(door):
     with pytest.raises(errors.ResourceExhausted):
         await door.ask("word " * 2_000_000)
     assert text_of(await door.ask()) == "Hello there."
+
+
+async def test_what_no_context_holds_is_refused_before_anybody_looks_at_it(door, monkeypatch):
+    await door.ask()  # the model is in memory then
+    looked_at = []
+    feed = Guard.feed
+    monkeypatch.setattr(Guard, "feed", lambda self, *a, **k: (looked_at.append(a), feed(self, *a, **k))[1])
+    with pytest.raises(errors.InvalidArgument, match="characters") as refused:
+        await door.ask("1 " * 64 * door.engine.info.context_length + "1")
+    assert refused.value.reason == "CONTEXT_OVERFLOW"
+    assert [v.field for v in refused.value.violations] == ["spec.messages"]
+    assert not looked_at
 
 
 def test_lone_surrogates():

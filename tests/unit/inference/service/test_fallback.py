@@ -161,7 +161,7 @@ async def test_an_operator_forces_the_chain_and_blocks_a_phrase(tmp_path):
             await door.ask("hi", fallback=Fallback.FALLBACK_FORBID)
         held = (await door.admin.GetOverrides(GetOverridesRequest())).overrides
         assert held == changes
-        with pytest.raises(errors.InvalidArgument, match="phrases"):
+        with pytest.raises(errors.InvalidArgument, match=r"^overrides\.blocked_phrases: "):
             await door.admin.UpdateOverrides(UpdateOverridesRequest(overrides=Overrides(blocked_phrases=["..."])))
         path = tmp_path / "serving-overrides.yaml"
         assert "tomato paste" in path.read_text()

@@ -1,13 +1,16 @@
 """Moderation: the same findings whatever the chunks, and nothing of a blocked span ever leaves."""
 
+import asyncio
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatmill.errors import InvalidArgument, NotFound, Unavailable
 from chatmill.plugins import parse_parameters
+from inference_svc.moderation import personal
 from inference_svc.moderation.base import MODERATORS, ModerationContext, ModeratorEnvironment, Response, Stage
-from inference_svc.moderation.guard import Action, Guard, Rule
+from inference_svc.moderation.guard import PIECE, Action, Guard, Rule
 from inference_svc.moderation.judge import JudgeModerator, read_answer
 from inference_svc.moderation.leak import LeakModerator
 from inference_svc.moderation.personal import PersonalModerator, chinese_id_valid, luhn_valid
@@ -147,6 +150,46 @@ def test_personal_data(text, category):
 )  # fmt: skip
 def test_what_is_not_personal(text):
     assert pass_through(open_guard([Rule("personal", make("personal"), Response.REDACT)]), [text]) == (text, [])
+
+
+def test_digits_one_by_one_cost_little_and_hide_nothing(monkeypatch):
+    looked_up = []
+    parse = personal.phonenumbers.parse
+    monkeypatch.setattr(personal.phonenumbers, "parse", lambda *a: (looked_up.append(a), parse(*a))[1])
+    guard = open_guard([Rule("personal", make("personal"), Response.REDACT)])
+    text, verdicts = pass_through(guard, ["1 " * 2000, "x 415 555 2671 and order 12345"])
+    assert len(looked_up) <= 2 * personal.MOST_TRIES
+    assert "555" not in text
+    assert text.endswith(" and order 12345")
+    assert {verdict.category for verdict in verdicts} == {"phone"}
+
+
+async def test_a_long_text_is_looked_at_in_pieces_between_which_others_have_their_turn():
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    text = "my card is 4111 1111 1111 1111 " * 200
+    rules = [Rule("personal", make("personal"), Response.REDACT)]
+    task = asyncio.create_task(others())
+    passed = await open_guard(rules, Stage.INPUT).feed_whole(text)
+    task.cancel()
+    assert turns >= len(text) // PIECE
+    assert passed == open_guard(rules, Stage.INPUT).feed(text, final=True)
+    assert passed.text.count("[card]") == 200
+
+
+async def test_a_long_text_is_left_at_the_first_block():
+    rules = [Rule("words", words("forbidden"), Response.BLOCK)]
+    passed = await open_guard(rules, Stage.INPUT).feed_whole("fine " * 500 + "forbidden " + "fine " * 500)
+    assert passed.blocked
+    assert [verdict.action for verdict in passed.verdicts] == [Action.BLOCKED]
+    assert "forbidden" not in passed.text
+    assert await open_guard(rules, Stage.INPUT).feed_whole("") == open_guard(rules, Stage.INPUT).feed("", final=True)
 
 
 def test_check_digits():

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chatmill import errors
 from inference_svc.generation import FunctionCall, Message, Overflow, Role, Tool
-from inference_svc.prompts import ChatPrompts
+from inference_svc.prompts import LONG_TEXT, ChatPrompts
 
 
 def build(template=TEMPLATE):
@@ -119,3 +119,9 @@ def test_what_a_template_refuses_and_a_model_without_one():
         bare.encode([user("x")])
     with pytest.raises(errors.InvalidArgument, match="surrogate"):
         PROMPTS.encode([user("\ud800")])
+
+
+def test_long_texts_have_the_ids_of_short_ones():
+    text = "word 1 2 3. " * (LONG_TEXT // 10)
+    assert len(text) > LONG_TEXT
+    assert PROMPTS.encode_text(text) == PROMPTS._backend.encode(text, add_special_tokens=False).ids

@@ -9,9 +9,12 @@ import pytest
 from serving_fakes import until
 
 from chatmill import errors
+from chatmill.config import InferenceSettings
+from inference_svc.composition import engine_maker
 from inference_svc.engines.base import AdapterSpec, BaseSpec
 from inference_svc.engines.openai.engine import UpstreamEngine
 from inference_svc.engines.openai.parameters import UpstreamParameters
+from inference_svc.entries import ModelEntry, ModelKind
 from inference_svc.generation import (
     AdapterKey,
     Constraint,
@@ -292,3 +295,47 @@ async def test_the_key_comes_from_a_file(tmp_path):
     for wrong in ({"base_url": "ftp://x", "model": "m"}, {"base_url": "http://x", "model": ""}):
         with pytest.raises(ValueError, match="must"):
             UpstreamParameters(**wrong)
+
+
+@pytest.mark.parametrize("content", ["alice:sk-secret\nbob:sk-other\n", "sk-\u00e9\u4f60", "", "\n"])
+async def test_what_is_no_key_is_neither_sent_nor_quoted(tmp_path, content):
+    path = tmp_path / "key"
+    path.write_text(content, encoding="utf-8")
+    engine = UpstreamEngine(UpstreamParameters("http://127.0.0.1:9/v1", "m", key_file=str(path)))
+    with pytest.raises(errors.FailedPrecondition, match="one line of ASCII") as caught:
+        await engine.load_base(BaseSpec("x"))
+    assert "sk-" not in str(caught.value)
+
+
+def test_only_the_named_hosts_get_the_key(tmp_path):
+    settings = InferenceSettings(
+        remote_key_file=tmp_path / "key", remote_trusted_hosts=("api.example.com", "10.0.0.7:8000")
+    )
+    make = engine_maker(settings)
+
+    def key_for(url):
+        _, engine = make(ModelEntry("models/far/versions/1", "1", ModelKind.REMOTE, base_url=url, remote_name="m"))
+        return engine._parameters.key_file
+
+    for url in ("https://api.example.com/v1", "https://API.example.com:8443/v1", "http://10.0.0.7:8000/v1"):
+        assert key_for(url) == str(tmp_path / "key")
+    for url in (
+        "http://evil.example/v1", "http://api.example.com.evil.example/v1", "http://10.0.0.7/v1",
+        "http://10.0.0.7:8001/v1", "http://evil.example/api.example.com",
+    ):  # fmt: skip
+        assert not key_for(url)
+    with pytest.raises(ValueError, match="remote_trusted_hosts must name the hosts"):
+        InferenceSettings(remote_key_file=tmp_path / "key")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://", "http://[::bad/v1", "http://h:99999/v1", "http://h:0/v1", "http://h/v1\r\nX: y", "http://h /v1",
+        "http://user:sekret@h/v1", "http://h/v1?api_key=sekret", "http://h/v1#sekret", "http://h/" + "x" * 2000, "h/v1",
+    ],
+)  # fmt: skip
+def test_urls_that_no_request_can_be_sent_to(url):
+    with pytest.raises(ValueError, match="base_url") as caught:
+        UpstreamParameters(url, "m")
+    assert "sekret" not in str(caught.value)
