@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse
 from bridge import testers
 from bridge.guard import Guard
 from bridge.mesh import Mesh
+from bridge.names import Names
 from chatmill import __version__
 from chatmill.config import Config
 
@@ -27,7 +28,8 @@ def build(config: Config) -> FastAPI:
 
     closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     app = FastAPI(title="Chatmill", version=__version__, lifespan=lifespan, **closed)
-    app.add_middleware(Guard)
+    app.add_middleware(Names, config=config)
+    app.add_middleware(Guard)  # around the other, so that a refusal has its headers, too
 
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> dict[str, str]:

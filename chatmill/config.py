@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatmill import settings
-from chatmill.mesh_settings import Keepalive, Mesh, Peers, Security, check_port, check_positive
+from chatmill.mesh_settings import Keepalive, Mesh, Peers, Security, check_hosts, check_port, check_positive
 
 __all__ = [
     "SERVICES",
@@ -137,6 +137,8 @@ class InferenceSettings:
         breaker_failures: failures in a row after which a model is left alone for `breaker_seconds`.
         breaker_seconds: see `breaker_failures`.
         remote_key_file: file with the API key for remote models, if their access points want one.
+        remote_trusted_hosts: who gets that key: hosts of access points, each a name or an address, with `:port` for
+            that port only. A model may be registered with any URL, so no other host is sent the key.
     """
 
     host: str = "127.0.0.1"
@@ -170,6 +172,7 @@ class InferenceSettings:
     breaker_failures: int = 5
     breaker_seconds: float = 10.0
     remote_key_file: Path | None = None
+    remote_trusted_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_port(self.port)
@@ -185,6 +188,8 @@ class InferenceSettings:
         for name in ("requests_per_minute", "tokens_per_minute", "flush_interval_ms", "threads", "context_length"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if self.remote_key_file is not None and not self.remote_trusted_hosts:
+            raise ValueError("remote_trusted_hosts must name the hosts that get the key in remote_key_file")
         if not self.rate_storage.startswith("async+"):
             raise ValueError("rate_storage must begin with async+, for example async+redis://127.0.0.1:6379")
 
@@ -198,7 +203,9 @@ class EvalSettings:
         port: port to listen on; 0 takes any free one.
         concurrency: most conversations that one run holds at the same time.
         max_runs: most evaluations that run at the same time; more wait in the queue.
-        suite_roots: folders that suites and key files named by path must lie in; the shipped suites are always allowed.
+        suite_roots: folders that suites named by path must lie in; the shipped suites are always allowed.
+        key_root: folder that key files of access points must lie in, and nothing else: callers choose where a key is
+            sent. `keys` in the home folder without it.
         database: SQLAlchemy URL of the store; a file `eval.sqlite` under the home folder without it.
         agent_card: the agent that people test; testers see its policies, and each of its handover rules becomes a task.
             Without it, `agent.yaml` in the home folder, where `chatmill run` leaves the card of the newest recipe.
@@ -211,6 +218,7 @@ class EvalSettings:
     concurrency: int = 8
     max_runs: int = 2
     suite_roots: tuple[Path, ...] = (Path(),)
+    key_root: Path | None = None
     database: str | None = None
     agent_card: Path | None = None
     tasks: Path | None = None
@@ -228,6 +236,8 @@ class BridgeSettings:
         host: address to listen on. Beyond loopback it takes TLS and tokens, as the services do; browsers then ask for a
             name and its token from `mesh.security.token_file`.
         port: port to listen on; 0 takes any free one.
+        hosts: names without a port under which people reach the page, such as that of a proxy before it; loopback names
+            and `host` always work. Where a token or a certificate is asked for and none is named, every name works.
         models: what testers talk to: `models/{id}`, versions or aliases; the newest version of each served model
             without it.
         testers: most replies that the testers' page fetches at once; more wait.
@@ -236,12 +246,14 @@ class BridgeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    hosts: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     testers: int = 16
     patience_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         check_port(self.port)
+        check_hosts(self.hosts)
         check_positive(testers=self.testers, patience_seconds=self.patience_seconds)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,15 @@ def check_port(port: int) -> None:
     """Raise ValueError unless `port` is one; 0 asks for any free one."""
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be between 0 (any free one) and 65535, not {port}")
+
+
+def check_hosts(hosts: tuple[str, ...]) -> None:
+    """Raise ValueError unless each is a bare name or address, as a browser shows it without scheme, port and path."""
+    for host in hosts:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]?", host):
+            raise ValueError(
+                f"hosts must be names without scheme, port and path, such as chat.example.com, not {host!r}"
+            )
 
 
 def check_positive(**values: float) -> None:

@@ -19,6 +19,7 @@ def mount(app: FastAPI, mesh: Mesh, settings: BridgeSettings) -> None:
 
     from bridge.testers.desk import Desk
     from bridge.testers.look import CSS, theme
+    from bridge.testers.malformed import HANDLERS
     from bridge.testers.page import Page
 
     page = Page(Desk(mesh, settings.models, settings.patience_seconds), settings.testers)
@@ -35,7 +36,7 @@ def mount(app: FastAPI, mesh: Mesh, settings: BridgeSettings) -> None:
         mcp_server=False,
         pwa=False,
         max_file_size=0,
-        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None, "exception_handlers": HANDLERS},
         theme=theme(),
         css_paths=CSS,
     )

@@ -88,11 +88,13 @@ class Desk:
     async def begin(self, tester: str, task: str, model: str, language: str) -> TestSession:
         """A conversation with one model; with an empty name one is drawn and hidden."""
         guide = await self.guide(language)
+        if not (model or (models := await self.models())):
+            raise Told("start.no_models")
         request = CreateTestSessionRequest(
             tester=tester,
             consent_version=guide.consent_version,
             task=task,
-            model=model or random.choice(await self.models()),
+            model=model or random.choice(models),
             model_hidden=not model,
             language=language,
             app_version=__version__,
@@ -103,7 +105,10 @@ class Desk:
     async def begin_battle(self, tester: str, task: str, language: str) -> TestSession:
         """A blind comparison of two models drawn by lot."""
         guide = await self.guide(language)
-        first, second = random.sample(await self.models(), 2)
+        models = await self.models()
+        if len(models) < 2:
+            raise Told("start.one_model" if models else "start.no_models")
+        first, second = random.sample(models, 2)
         request = CreateBattleRequest(
             tester=tester,
             consent_version=guide.consent_version,

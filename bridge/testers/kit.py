@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import html
+import inspect
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import gradio as gr
 
@@ -19,6 +21,12 @@ log = logging.getLogger(__name__)
 
 Updates = dict[Any, Any]
 """Component to its update, as Gradio takes them."""
+
+EMPTY: dict[type, Any] = {str: "", bool: False, list: [], dict: {}}
+"""Kinds of what the page sends, and what stands for nothing of that kind."""
+
+FORGOTTEN = {"tester": "", "language": "", "session": ""}
+"""What a browser keeps of a tester, before there is anything."""
 
 
 class Told(Exception):
@@ -98,33 +106,83 @@ def tell(language: str, error: ChatmillError | Told) -> None:
 
 
 def guarded(handler: Callable[..., Awaitable[Updates]]) -> Callable[..., Awaitable[Updates]]:
-    """A handler whose errors of the mesh are shown instead of raised; its last argument is the language."""
+    """A handler whose errors of the mesh are shown instead of raised; its last argument is the language.
+
+    It gets nothing of another kind than its annotations say: the page sends what it holds, anybody else sends anything.
+    """
+    kinds = _kinds(handler)
 
     @functools.wraps(handler)
     async def guard(*arguments: Any) -> Updates:
         try:
-            return await handler(*arguments)
+            return _whole(await handler(*_fitting(kinds, arguments)))
         except (ChatmillError, Told) as error:
-            tell(arguments[-1], error)
-            return {}
+            tell(_language(arguments), error)
+            return _whole({})
 
     return guard
 
 
 def guarded_stream(handler: Callable[..., AsyncGenerator[Updates, None]]) -> Callable[..., AsyncIterator[Updates]]:
     """The same for a handler that yields."""
+    kinds = _kinds(handler)
 
     @functools.wraps(handler)
     async def guard(*arguments: Any) -> AsyncIterator[Updates]:
         try:
-            async with aclosing(handler(*arguments)) as stream:
+            async with aclosing(handler(*_fitting(kinds, arguments))) as stream:
                 async for updates in stream:
-                    yield updates
+                    yield _whole(updates)
         except (ChatmillError, Told) as error:
-            tell(arguments[-1], error)
-            yield {}
+            tell(_language(arguments), error)
+            yield _whole({})
 
     return guard
+
+
+def _whole(updates: Updates) -> Updates:
+    # Gradio takes an empty dict for the value of the first output, and fails for want of the others.
+    return updates or gr.skip()
+
+
+def _kinds(handler: Callable[..., Any]) -> list[tuple[type, ...]]:
+    """For each argument the kinds that it may have, as its annotation says; none where Gradio makes it or checks it."""
+    hints = get_type_hints(handler)
+    return [_kinds_of(hints.get(name)) for name in inspect.signature(handler).parameters]
+
+
+def _kinds_of(hint: Any) -> tuple[type, ...]:
+    parts = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    kinds = tuple(get_origin(part) or part for part in parts)
+    return kinds if all(kind in EMPTY or kind is type(None) for kind in kinds) else ()
+
+
+def _fitting(kinds: Sequence[tuple[type, ...]], arguments: Sequence[Any]) -> list[Any]:
+    fitting = list(arguments)
+    for place, (kind, value) in enumerate(zip(kinds, arguments, strict=False)):  # the rest may come as *arguments
+        if kind and value is None and type(None) not in kind:
+            fitting[place] = EMPTY[kind[0]]
+        elif kind and not (isinstance(value, kind) and _is_text(value)):
+            raise Told("trouble.input")
+    return fitting
+
+
+def remembered(saved: Any) -> dict[str, str]:
+    """What the browser kept of a tester; `FORGOTTEN` where it is nothing that the page has written."""
+    kept = saved if isinstance(saved, dict) else {}
+    return {
+        name: kept[name] if isinstance(kept.get(name), str) and _is_text(kept[name]) else empty
+        for name, empty in FORGOTTEN.items()
+    }
+
+
+def _is_text(value: Any) -> bool:
+    """False for text with half a character in it, which JSON can hold and no message of the mesh; else True."""
+    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _language(arguments: Sequence[Any]) -> str:
+    return arguments[-1] if isinstance(arguments[-1], str) else FALLBACK
 
 
 def on(trigger: Any, handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], **more: Any) -> Any:

@@ -14,7 +14,8 @@ import gradio as gr
 from bridge.testers import shown
 from bridge.testers.desk import Desk
 from bridge.testers.history import HistoryPanel
-from bridge.testers.kit import Localised, Told, Updates, guarded, guarded_stream, merged, on
+from bridge.testers.kit import FORGOTTEN, Localised, Told, Updates, guarded, guarded_stream, merged, on, remembered
+from bridge.testers.malformed import Blocks, Bubble
 from bridge.testers.marks import FormPanel, LabelPanel
 from bridge.testers.queue import QueuePanel
 from bridge.testers.results import STATUSES, DefectsPanel, ResultsPanel
@@ -25,8 +26,6 @@ from chatmill.errors import ChatmillError, NotFound
 from chatmill.eval.v1 import BattleSide, GetTestGuideResponse, TestSession, Thumb
 
 log = logging.getLogger(__name__)
-
-EMPTY = {"tester": "", "language": "", "session": ""}
 
 
 class Page:
@@ -40,8 +39,8 @@ class Page:
         self._desk = desk
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._words = words = Localised()
-        with gr.Blocks(title="Chatmill", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
-            self.saved = gr.BrowserState(dict(EMPTY), storage_key="chatmill-testers", secret="chatmill-testers")  # noqa: S106
+        with Blocks(title="Chatmill", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
+            self.saved = gr.BrowserState(dict(FORGOTTEN), storage_key="chatmill-testers", secret="chatmill-testers")  # noqa: S106
             self.session = gr.State("")
             self.selected = gr.State("")
             with gr.Row(elem_id="head"):
@@ -153,7 +152,7 @@ class Page:
         return self._locks.setdefault(session, asyncio.Lock())
 
     async def _load(self, saved: dict[str, str], request: gr.Request) -> Updates:
-        saved = {**EMPTY, **(saved or {})}
+        saved = remembered(saved)
         language = saved["language"] or preferred(request.headers.get("accept-language", ""))
         words = {**self._words.updates(language), self.language: language}
         try:
@@ -167,7 +166,7 @@ class Page:
         self, session: str, task: str, mode: str, model: str, saved: dict[str, str], language: str
     ) -> Updates:
         """The start panel of a page that has nothing to test yet, and the session that could not be shown before."""
-        saved = {**EMPTY, **(saved or {})}
+        saved = remembered(saved)
         try:
             if saved["session"] and not session:
                 return await self._restore(saved, language, task, mode, model)
@@ -193,7 +192,7 @@ class Page:
     async def _translate(
         self, session: str, selected: str, task: str, mode: str, model: str, saved: dict[str, str], language: str
     ) -> Updates:
-        saved = {**EMPTY, **(saved or {}), "language": language}
+        saved = {**remembered(saved), "language": language}
         words = {**self._words.updates(language), self.saved: saved}
         if saved["session"] and not session:
             return merged(words, await self._restore(saved, language, task, mode, model))
@@ -247,7 +246,7 @@ class Page:
             session = await self._desk.begin_battle(name, task, language)
         else:
             session = await self._desk.begin(name, task, model or "", language)
-        return self._shown(session, await self._desk.guide(language), {**EMPTY, **(saved or {})}, language)
+        return self._shown(session, await self._desk.guide(language), remembered(saved), language)
 
     @guarded_stream
     async def _say(self, words: str, session: str, language: str) -> AsyncGenerator[Updates, None]:
@@ -285,14 +284,14 @@ class Page:
         return {
             self.session: "",
             self.selected: "",
-            self.saved: {**EMPTY, **(saved or {}), "session": ""},
+            self.saved: {**remembered(saved), "session": ""},
             self.start.box: gr.update(visible=True),
             self.room: gr.update(visible=False),
             **await self.start.fill(guide, task, mode, model, language),
         }
 
     @guarded
-    async def _like(self, data: gr.LikeData, session: str, language: str) -> Updates:
+    async def _like(self, data: Bubble, session: str, language: str) -> Updates:
         thumbs = {True: Thumb.THUMB_UP, False: Thumb.THUMB_DOWN}
         async with self._lock(session):
             found = await self._desk.session(session)
@@ -304,7 +303,7 @@ class Page:
 
     def _selecting(self, side: BattleSide.ValueType) -> Any:
         @guarded
-        async def select(data: gr.SelectData, session: str, language: str) -> Updates:
+        async def select(data: Bubble, session: str, language: str) -> Updates:
             found = await self._desk.session(session)
             selected = _turn_at(found, data.index, side)
             if not selected:
@@ -355,16 +354,18 @@ class Page:
     @guarded
     async def _open(self, session: str, saved: dict[str, str], language: str) -> Updates:
         guide = await self._desk.guide(language)
-        return self._shown(await self._desk.session(session), guide, {**EMPTY, **(saved or {})}, language)
+        return self._shown(await self._desk.session(session), guide, remembered(saved), language)
 
     @guarded
     async def _advance(self, seen: list[str], author: str, language: str) -> Updates:
         return await self.queue.advance(seen, author, await self._desk.guide(language), language)
 
     @guarded
-    async def _judge(self, item: str, author: str, *said: Any) -> Updates:
+    async def _judge(
+        self, item: str, author: str, verdict: str | None, errors: list[str], note: str, language: str
+    ) -> Updates:
         async with self._lock(item):
-            return await self.queue.save(item, author, *said)
+            return await self.queue.save(item, author, verdict, errors, note, language)
 
     @guarded
     async def _results(self, evaluation: str | None, chosen: str | None, language: str) -> Updates:
@@ -378,6 +379,8 @@ class Page:
 
     @guarded
     async def _set_defect(self, chosen: str, status: str, note: str, author: str, language: str) -> Updates:
+        if status not in STATUSES:
+            raise Told("trouble.input")
         await self._desk.set_defect(chosen, STATUSES[status], author, note)
         return await self.defects.fill(chosen, list((await self._desk.guide(language)).error_classes), language)
 
@@ -386,10 +389,8 @@ class Page:
         return await self.defects.scenario(chosen)
 
 
-def _turn_at(
-    session: TestSession, index: int | tuple[int, int] | list[int], side: BattleSide.ValueType = shown.ONE
-) -> str:
+def _turn_at(session: TestSession, index: Any, side: BattleSide.ValueType = shown.ONE) -> str:
     """The turn that a bubble of the chat belongs to: a question and its reply are two bubbles."""
-    place = (index if isinstance(index, int) else index[0]) // 2
+    bubble = index[0] if isinstance(index, list | tuple) and index else index
     turns = shown.in_force(session, side)
-    return turns[place].name if 0 <= place < len(turns) else ""
+    return turns[bubble // 2].name if isinstance(bubble, int) and 0 <= bubble // 2 < len(turns) else ""

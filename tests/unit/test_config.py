@@ -176,4 +176,4 @@ def test_no_option_holds_a_secret_itself() -> None:
     for option in settings.options(Config):
         name = option.key.rsplit(".", 1)[1]
         if any(word in name.split("_") for word in ("token", "key", "password", "secret")):
-            assert name.endswith("_file"), f"{option.key} must be the path of a file"
+            assert name.endswith(("_file", "_root")), f"{option.key} must be the path of a file or a folder"

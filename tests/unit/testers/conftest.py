@@ -139,3 +139,20 @@ async def meshed(home: Path) -> AsyncIterator[Mesh]:
 async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     async with meshed(tmp_path / "home") as made:
         yield made
+
+
+@asynccontextmanager
+async def page_of(config: Config) -> AsyncIterator[str]:
+    """Serve the bridge of a configuration on a free port; its address."""
+    import uvicorn
+
+    from bridge.app import build as build_app
+
+    options: dict[str, Any] = {"port": 0, "log_config": None, "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(build_app(config), **options))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await serving

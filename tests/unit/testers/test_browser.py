@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -16,7 +15,6 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 pytest.importorskip("gradio", reason="the testers' page is not installed: pip install 'chatmill[ui]'")
 pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 
-from bridge.app import build as build_app
 from bridge.mesh import Mesh as Stubs
 from bridge.testers.desk import Desk
 from chatmill.eval import v1
@@ -24,7 +22,7 @@ from eval_svc.store import Store
 from tests.unit.eval.people.conftest import check, put_evaluation
 
 from .browsing import CHROMIUM, PHONE, TABS, answered, begin, chromium, go, say, sideways, until, visiting
-from .conftest import MODELS, Mesh, meshed
+from .conftest import MODELS, Mesh, meshed, page_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,21 +62,12 @@ class Site:
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    import uvicorn
-
     async with meshed(tmp_path / "home") as mesh, chromium() as browser:
-        bridge = replace(mesh.config.bridge, port=0, patience_seconds=2.0)
-        options: dict[str, Any] = {"port": 0, "log_config": None, "timeout_graceful_shutdown": 1}
-        server = uvicorn.Server(uvicorn.Config(build_app(replace(mesh.config, bridge=bridge)), **options))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.02)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        stubs = Stubs(mesh.config)
-        yield Site(f"http://127.0.0.1:{port}", browser, mesh, Desk(stubs, ()))
-        await stubs.close()
-        server.should_exit = True
-        await serving
+        bridge = replace(mesh.config.bridge, patience_seconds=2.0)
+        async with page_of(replace(mesh.config, bridge=bridge)) as url:
+            stubs = Stubs(mesh.config)
+            yield Site(url, browser, mesh, Desk(stubs, ()))
+            await stubs.close()
 
 
 async def test_a_tester_chats_labels_and_finds_it_all_after_a_reload(site: Site) -> None:

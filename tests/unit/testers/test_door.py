@@ -19,6 +19,7 @@ import pytest
 from bridge import serving
 from bridge.access import TokenWall
 from bridge.guard import Guard
+from bridge.names import Names
 from chatmill.runtime.authentication import Tokens
 from chatmill.runtime.testing import local_config
 
@@ -117,6 +118,7 @@ async def test_with_mtls_only_who_has_a_certificate_gets_in(pki: Path, tmp_path:
     [
         ({"bridge.host": "0.0.0.0"}, "TLS (mesh.security.cert_file and key_file) and authentication"),
         ({"bridge.port": "70000"}, "port must be between 0"),
+        ({"bridge.hosts": "[https://chat.example.com/test]"}, "names without scheme, port and path"),
     ],
 )
 def test_an_open_door_is_refused_in_one_line(
@@ -152,7 +154,7 @@ async def _echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(taken).encode()})
 
 
-async def _ask(app: Any, chunks: list[bytes], headers: list[tuple[bytes, bytes]]) -> list[Any]:
+async def _ask(app: Any, chunks: list[bytes], headers: list[tuple[bytes, bytes]], path: str = "/test/") -> list[Any]:
     sent: list[Any] = []
     left = list(chunks)
 
@@ -162,7 +164,7 @@ async def _ask(app: Any, chunks: list[bytes], headers: list[tuple[bytes, bytes]]
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await app({"type": "http", "path": "/test/", "headers": headers}, receive, send)
+    await app({"type": "http", "path": path, "headers": headers}, receive, send)
     return sent
 
 
@@ -194,3 +196,45 @@ async def test_a_token_opens_the_wall(header: bytes, status: int, tmp_path: Path
     path.chmod(0o600)
     wall = TokenWall(_echo, Tokens(path))
     assert (await _ask(wall, [b""], [(b"authorization", header)]))[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "options", "status"),
+    [
+        ("127.0.0.1:8080", "", {}, 200),
+        ("localhost", "", {}, 200),
+        ("LOCALHOST:9000", "http://localhost:9000", {}, 200),
+        ("[::1]:8080", "http://[::1]:8080", {}, 200),
+        ("evil.example", "", {}, 403),
+        ("evil.example", "http://evil.example", {}, 403),
+        ("evil.example@127.0.0.1", "", {}, 403),
+        ("127.0.0.1.evil.example", "", {}, 403),
+        ("", "", {}, 403),
+        ("127.0.0.1:8080", "http://evil.example", {}, 403),
+        ("127.0.0.1:8080", "http://127.0.0.1:9999", {}, 403),
+        ("127.0.0.1:8080", "null", {}, 403),
+        ("chat.example.com", "https://chat.example.com", {}, 403),
+        ("chat.example.com", "https://chat.example.com", {"bridge.hosts": "[Chat.example.com]"}, 200),
+        ("chat.example.com:443", "https://chat.example.com", {"bridge.hosts": "[chat.example.com]"}, 200),
+        ("127.0.0.1:8080", "https://chat.example.com:8443", {"bridge.hosts": "[chat.example.com]"}, 200),
+        ("chat.example.com", "https://evil.example", {"bridge.hosts": "[chat.example.com]"}, 403),
+        ("evil.example", "", {"bridge.hosts": "[chat.example.com]"}, 403),
+        ("chat.example.com", "https://chat.example.com", {"mesh.security.token_file": "tokens"}, 200),
+        ("chat.example.com:443", "https://chat.example.com", {"mesh.security.token_file": "tokens"}, 200),
+        ("chat.example.com", "http://evil.example", {"mesh.security.token_file": "tokens"}, 403),
+        ("evil.example", "", {"mesh.security.token_file": "tokens", "bridge.hosts": "[chat.example.com]"}, 403),
+    ],
+)
+async def test_the_bridge_answers_to_its_own_names_and_its_own_pages(
+    host: str, origin: str, options: dict[str, str], status: int, tmp_path: Path
+) -> None:
+    names = Names(_echo, local_config(tmp_path, options))
+    headers = [(name, value.encode()) for name, value in ((b"host", host), (b"origin", origin)) if value]
+    start, body = await _ask(names, [b""], headers)
+    assert start["status"] == status
+    assert (b"bridge.hosts" in body["body"]) == (status == 403)
+
+
+async def test_a_balancer_may_ask_for_the_health_under_any_name(tmp_path: Path) -> None:
+    names = Names(_echo, local_config(tmp_path))
+    assert (await _ask(names, [b""], [(b"host", b"10.0.0.7:8080")], "/healthz"))[0]["status"] == 200
