@@ -204,8 +204,10 @@ class EvalSettings:
         concurrency: most conversations that one run holds at the same time.
         max_runs: most evaluations that run at the same time; more wait in the queue.
         suite_roots: folders that suites named by path must lie in; the shipped suites are always allowed.
-        key_root: folder that key files of access points must lie in, and nothing else: callers choose where a key is
-            sent. `keys` in the home folder without it.
+        key_root: folder that key files of access points must lie in, and nothing else: callers choose which is read.
+            `keys` in the home folder without it.
+        trusted_hosts: hosts of access points that keys may be sent to, each a name or an address, with `:port` for that
+            port only: callers choose the URL.
         database: SQLAlchemy URL of the store; a file `eval.sqlite` under the home folder without it.
         agent_card: the agent that people test; testers see its policies, and each of its handover rules becomes a task.
             Without it, `agent.yaml` in the home folder, where `chatmill run` leaves the card of the newest recipe.
@@ -219,6 +221,7 @@ class EvalSettings:
     max_runs: int = 2
     suite_roots: tuple[Path, ...] = (Path(),)
     key_root: Path | None = None
+    trusted_hosts: tuple[str, ...] = ()
     database: str | None = None
     agent_card: Path | None = None
     tasks: Path | None = None

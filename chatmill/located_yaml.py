@@ -7,6 +7,8 @@ and scenarios are read alike.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,16 +77,15 @@ def read(path: Path) -> Document:
 
     Raises:
         NotFound: there is no such file, or it is a folder.
-        InvalidArgument: not UTF-8, not YAML, too large, or outside the safe subset; names the line.
+        InvalidArgument: not a regular file, not readable, not UTF-8, not YAML, too large, or outside the safe subset;
+            names the line.
     """
     try:
-        raw = path.read_bytes()
-    except IsADirectoryError:
-        raise NotFound(f"{path}: is a folder; name a file in it", reason="FILE_NOT_FOUND") from None
+        raw = _content(path)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path}: there is no such file", reason="FILE_NOT_FOUND") from None
-    if len(raw) > MAX_BYTES:
-        raise refuse([FieldViolation(str(path), f"is {len(raw)} bytes; at most {MAX_BYTES} are read, split the file")])
+    except OSError as error:
+        raise refuse([FieldViolation(str(path), f"can't be read: {error.strerror}")]) from None
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -93,6 +94,24 @@ def read(path: Path) -> Document:
         line = raw[: error.start].count(b"\n") + 1
         raise refuse([FieldViolation(f"{path}:{line}", "is not UTF-8; save the file as UTF-8")]) from None
     return parse(text, str(path))
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file: a device may have no end, and nobody may ever write to a pipe."""
+    # without O_NONBLOCK, opening a pipe waits for its writer
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    found = os.fstat(file)
+    if stat.S_ISDIR(found.st_mode):
+        os.close(file)
+        raise NotFound(f"{path}: is a folder; name a file in it", reason="FILE_NOT_FOUND")
+    with os.fdopen(file, "rb") as opened:
+        if not stat.S_ISREG(found.st_mode):
+            raise refuse([FieldViolation(str(path), "is a pipe or a device; name a regular file")])
+        raw = opened.read(MAX_BYTES + 1)
+    if len(raw) > MAX_BYTES:
+        size = max(found.st_size, len(raw))
+        raise refuse([FieldViolation(str(path), f"is {size} bytes; at most {MAX_BYTES} are read, split the file")])
+    return raw
 
 
 def parse(text: str, name: str = "<text>") -> Document:

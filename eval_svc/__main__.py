@@ -12,6 +12,7 @@ from chatmill.runtime.server import Add, Service, main
 from eval_svc.clients import DatasetSource, MeshAgents, Peers, RegistryScores
 from eval_svc.evaluations import Evaluations
 from eval_svc.execution import Tools
+from eval_svc.keys import Keys
 from eval_svc.people import guide
 from eval_svc.people.desk import AgentModels, Desk
 from eval_svc.people.servicer import HumanEvalServicer
@@ -23,6 +24,9 @@ from eval_svc.suite import SuiteLibrary
 LATENCY_TURNS = 10
 """Replies of each side that are timed one at a time after a run that does not say."""
 
+KEYS = "keys"
+"""Folder in the home folder that key files must lie in where `eval.key_root` is not set."""
+
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +35,7 @@ async def build(config: Config) -> Service:
     settings, peers = config.eval, Peers(config)
     store = Store(settings.database or config.home / "eval.sqlite")
     tools = Tools(
-        agents=MeshAgents(peers, settings.suite_roots),
+        agents=MeshAgents(peers, Keys(settings.key_root or config.home / KEYS, settings.trusted_hosts)),
         scores=RegistryScores(peers),
         embedder=local_embedder(),
         concurrency=settings.concurrency,
@@ -41,7 +45,7 @@ async def build(config: Config) -> Service:
     evaluations = Evaluations(store, SuiteLibrary(settings.suite_roots), DatasetSource(peers), tools)
 
     async def ready() -> None:
-        if resumed := evaluations.resume():
+        if resumed := await evaluations.resume():
             log.info("evaluations taken up again: %d", resumed)
 
     async def close() -> None:

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatmill.common.v1 import Message as WireMessage
@@ -19,6 +18,7 @@ from chatmill.factory import v1 as factory_v1
 from chatmill.inference import v1 as inference_v1
 from chatmill.runtime.channel import Channel, connect_service
 from eval_svc.convert import timestamp
+from eval_svc.keys import Keys
 from eval_svc.openai_target import OpenAiTarget
 from eval_svc.ports import ModelScore
 from eval_svc.replay import Conversation
@@ -80,16 +80,16 @@ class MeshAgents:
     """Makes targets: models of the mesh, and OpenAI-compatible servers.
 
     Attributes:
-        key_roots: folders that key files must lie in.
+        keys: for OpenAI-compatible servers.
     """
 
     peers: Peers
-    key_roots: tuple[Path, ...] = ()
+    keys: Keys
 
     def target(self, spec: TargetSpec) -> Target:
         """The agent that a spec names."""
         if spec.base_url:
-            return OpenAiTarget.open(spec, self.key_roots)
+            return OpenAiTarget.open(spec, self.keys)
         return MeshTarget(self.peers.inference, self.peers.registry, spec)
 
 

@@ -19,24 +19,27 @@ from chatmill.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     Unavailable,
 )
 from eval_svc.board import Board
 from eval_svc.comparison import Comparison, compare
 from eval_svc.drafts import Draft, draft_scenarios
-from eval_svc.execution import BOARD, Execution, Tools, board_of, settle
+from eval_svc.execution import BOARD, CANCELLED, Execution, Tools, board_of, settle
+from eval_svc.ports import described
 from eval_svc.replay import HeldBack, replay_suite
 from eval_svc.result import GRADER_VERSION, Trial
 from eval_svc.scoring import score_trial
 from eval_svc.spec import Spec
-from eval_svc.store import ENDED, Event, Record, Store
+from eval_svc.store import ENDED, Event, Record, State, Store
 from eval_svc.suite import Suite, SuiteLibrary
 from eval_svc.summary import ArmSummary
 from eval_svc.target import TargetInfo
 from eval_svc.transcript import Unit
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2.0
+"""How long after a full disk it is tried again to write how an evaluation ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Evaluations:
         self.tools = tools
         self._running: dict[str, tuple[asyncio.Task[None], Execution]] = {}
         self._unwritten: dict[str, ChatmillError] = {}
+        self._ending = asyncio.Lock()
+        self._mender: asyncio.Task[None] | None = None
         self._changed = asyncio.Condition()
         self._draining = False
         self._slots = asyncio.Semaphore(tools.max_runs)
@@ -93,22 +98,25 @@ class Evaluations:
             # a run that was ended early and taken up again goes on to its end
             if replace(Spec.from_json(known.spec), stop_early=spec.stop_early) != spec:
                 raise InvalidArgument.field("request_id", "belongs to an evaluation with another spec; use a new one")
-            if known.state not in ENDED:
-                self._launch(known.id)
+            await self._let_go(known.id)
+            async with self._ending:
+                if self._record(known.id).state not in ENDED:
+                    self._launch(known.id)
             return self.get(known.id)
         suite, targets = await self.examine(spec)
-        record, created = self.store.create(uuid.uuid4().hex[:16], request_id, spec.to_json())
+        record, created = self.store.create(
+            uuid.uuid4().hex[:16],
+            request_id,
+            spec.to_json(),
+            suite=suite.snapshot(),
+            suite_id=suite.id,
+            suite_digest=suite.digest,
+            targets={arm: asdict(info) for arm, info in targets.items()},
+            grader=GRADER_VERSION,
+        )
         if created:
-            self.store.update(
-                record.id,
-                suite=suite.snapshot(),
-                suite_id=suite.id,
-                suite_digest=suite.digest,
-                targets={arm: asdict(info) for arm, info in targets.items()},
-                grader=GRADER_VERSION,
-            )
-            await self.emit(record.id, "state", {"state": "queued"})
             self._launch(record.id)
+            await self.emit(record.id, "state", {"state": "queued"})
         return self.get(record.id)
 
     async def examine(self, spec: Spec) -> tuple[Suite, Mapping[str, TargetInfo]]:
@@ -124,25 +132,24 @@ class Evaluations:
         return await replay_suite(spec.replay, self.held_back, spec.seed)
 
     async def _targets(self, spec: Spec) -> Mapping[str, TargetInfo]:
-        found = {"candidate": await self.tools.agents.target(spec.candidate).describe()}
+        asked = {"candidate": (spec.candidate, "spec.candidate.model")}
         if spec.baseline is not None:
-            found["baseline"] = await self.tools.agents.target(spec.baseline).describe()
+            asked["baseline"] = (spec.baseline, "spec.baseline.model")
         if spec.judge is not None:
-            found["judge"] = await self.tools.agents.target(spec.judge.target).describe()
+            asked["judge"] = (spec.judge.target, "spec.judge.target.model")
         if spec.customer is not None:
-            found["customer"] = await self.tools.agents.target(spec.customer).describe()
-        return found
+            asked["customer"] = (spec.customer, "spec.customer.model")
+        return {part: await described(self.tools.agents, target, field) for part, (target, field) in asked.items()}
 
-    def resume(self) -> int:
+    async def resume(self) -> int:
         """Take up what had not ended when the service last did; returns how many."""
         unfinished = self.store.unfinished()
         for record in unfinished:
             if record.suite is None:
-                self.store.update(
-                    record.id, state="failed", error=_error(Unavailable("the service died before it began"))
-                )
+                died = Unavailable("the service died before it began")
+                await self._end(record.id, "failed", error=_error(died), incomplete=died.message)
             elif record.state == "cancelling":
-                self.store.update(record.id, state="cancelled")
+                await self._end(record.id, "cancelled", incomplete=CANCELLED)
             else:
                 self._launch(record.id)
         return len(unfinished)
@@ -153,21 +160,25 @@ class Evaluations:
 
         Raises:
             NotFound: no such evaluation.
-            FailedPrecondition: all is played, or it failed before there was anything to play.
+            FailedPrecondition: all is played, it is being cancelled, or it failed before there was anything to play.
             Unavailable: the service stops.
         """
         if self._draining:
             raise Unavailable("the evaluation service is stopping; resume when it is back", reason="DRAINING")
-        record = self._record(evaluation)
-        if record.state in ENDED:
-            lost = any(t.score.infra is not None for t in await asyncio.to_thread(self._trials, evaluation))
-            if record.state == "succeeded" and not (record.incomplete or record.decided or lost):
-                raise FailedPrecondition(f"evaluations/{evaluation} is complete; there is nothing left to play")
-            if record.suite is None:
-                raise FailedPrecondition(f"evaluations/{evaluation} failed before it began; run it again")
-            spec = replace(Spec.from_json(record.spec), stop_early=False)
-            await asyncio.to_thread(self.store.reopen, evaluation, spec.to_json())
-        if record.state != "cancelling":
+        await self._let_go(evaluation)
+        async with self._ending:
+            record, running = self._record(evaluation), evaluation in self._running
+            if running and record.state == "cancelling":
+                raise FailedPrecondition(f"evaluations/{evaluation} is being cancelled; resume it when it has ended")
+            if not running and (record.state in ENDED or record.state == "cancelling"):
+                lost = any(t.score.infra is not None for t in await asyncio.to_thread(self._trials, evaluation))
+                whole = record.state == "succeeded" and evaluation not in self._unwritten
+                if whole and not (record.incomplete or record.decided or lost):
+                    raise FailedPrecondition(f"evaluations/{evaluation} is complete; there is nothing left to play")
+                if record.suite is None:
+                    raise FailedPrecondition(f"evaluations/{evaluation} failed before it began; run it again")
+                spec = replace(Spec.from_json(record.spec), stop_early=False)
+                await asyncio.to_thread(self.store.reopen, evaluation, spec.to_json())
             self._launch(evaluation)
         return self.get(evaluation)
 
@@ -180,6 +191,12 @@ class Evaluations:
             raise FailedPrecondition("scenarios out of datasets need the dataset service, and none is configured")
         return draft_scenarios(self.held_back, dataset, most=most, seed=seed, max_turns=max_turns)
 
+    async def _let_go(self, evaluation: str) -> None:
+        """Wait for the task of one that has played all it will: until it is gone, no other can be launched."""
+        running = self._running.get(evaluation)
+        if running is not None and (evaluation in self._unwritten or self._record(evaluation).state in ENDED):
+            await asyncio.wait([running[0]])
+
     def _launch(self, evaluation: str) -> None:
         if evaluation in self._running:
             return
@@ -190,31 +207,50 @@ class Evaluations:
         task.add_done_callback(lambda _: self._running.pop(evaluation, None))
 
     async def _run(self, evaluation: str, execution: Execution) -> None:
-        async with self._slots:
-            try:
+        try:
+            async with self._slots:
                 await execution.run()
-            except ChatmillError as error:
-                await self._fail(evaluation, error)
-            except Exception as error:
-                log.exception("evaluation %s broke", evaluation)
-                await self._fail(
-                    evaluation, Unavailable(f"a defect of the evaluation service: {type(error).__name__}: {error}")
-                )
+        except ChatmillError as error:
+            await self._fail(evaluation, error)
+        except Exception as error:
+            log.exception("evaluation %s broke", evaluation)
+            defect = f"a defect of the evaluation service: {type(error).__name__}: {error}"
+            await self._fail(evaluation, Unavailable(defect))
 
     async def _fail(self, evaluation: str, error: ChatmillError) -> None:
         try:
-            self.store.update(
-                evaluation, state="failed", error=_error(error), ended_at=time.time(), incomplete=error.message
-            )
-            with contextlib.suppress(Exception):  # what can't be counted is no reason to hide the error
-                await asyncio.to_thread(settle, self.store, evaluation)
-            await self.emit(evaluation, "state", {"state": "failed"})
-            await self.emit(evaluation, "finished", {})
-        except ResourceExhausted as full:  # whoever watches is told instead, and the run can be taken up again
-            log.error("the end of evaluation %s can't be written: %s", evaluation, full.message)
+            async with self._ending:
+                await self._end(evaluation, "failed", error=_error(error), incomplete=error.message)
+        except Exception as full:  # whoever watches is told instead, and it is written when there is room
+            log.error("the end of evaluation %s can't be written: %s", evaluation, full)
             self._unwritten[evaluation] = error
+            if not self._draining and (self._mender is None or self._mender.done()):
+                self._mender = asyncio.create_task(self._mend(), name="ends that could not be written")
             async with self._changed:
                 self._changed.notify_all()
+
+    async def _mend(self) -> None:
+        """Write the ends that a full disk kept from being written, as soon as there is room."""
+        while self._unwritten:
+            await asyncio.sleep(RETRY_SECONDS)
+            for evaluation in list(self._unwritten):
+                async with self._ending:
+                    error = self._unwritten.get(evaluation)
+                    if error is None:  # it was cancelled or taken up meanwhile
+                        continue
+                    with contextlib.suppress(Exception):
+                        await self._end(evaluation, "failed", error=_error(error), incomplete=error.message)
+
+    async def _end(self, evaluation: str, state: State, **values: Any) -> None:
+        """Write how one ended that is not running any more. Raises ResourceExhausted if the disk is full."""
+        self.store.update(evaluation, state=state, ended_at=time.time(), **values)
+        with contextlib.suppress(Exception):  # what can't be counted is no reason to hide how it ended
+            await asyncio.to_thread(settle, self.store, evaluation)
+        self.store.add_event(evaluation, "state", {"state": state})
+        self.store.add_event(evaluation, "finished", {})
+        self._unwritten.pop(evaluation, None)
+        async with self._changed:
+            self._changed.notify_all()
 
     async def emit(self, evaluation: str, kind: str, payload: Mapping[str, Any]) -> None:
         """Append an event and wake whoever watches."""
@@ -273,14 +309,18 @@ class Evaluations:
 
     async def cancel(self, evaluation: str) -> Evaluation:
         """Ask it to stop; it keeps what it has. Raises NotFound, or FailedPrecondition if it has ended."""
-        record = self._record(evaluation)
-        if record.state in ENDED:
-            raise FailedPrecondition(f"evaluations/{evaluation} has ended ({record.state}); there is nothing to cancel")
-        self.store.update(evaluation, state="cancelling")
-        await self.emit(evaluation, "state", {"state": "cancelling"})
-        running = self._running.get(evaluation)
-        if running is not None:
-            running[1].cancel()
+        async with self._ending:
+            record, unwritten = self._record(evaluation), evaluation in self._unwritten
+            running = None if unwritten else self._running.get(evaluation)
+            if record.state in ENDED and not unwritten:
+                ended = f"evaluations/{evaluation} has ended ({record.state})"
+                raise FailedPrecondition(f"{ended}; there is nothing to cancel")
+            if running is None:
+                await self._end(evaluation, "cancelled", incomplete=CANCELLED)
+            else:
+                self.store.update(evaluation, state="cancelling")
+                running[1].cancel()
+                await self.emit(evaluation, "state", {"state": "cancelling"})
         return self.get(evaluation)
 
     def compare(self, candidate: str, baseline: str) -> tuple[Comparison, ArmSummary, ArmSummary]:
@@ -346,7 +386,11 @@ class Evaluations:
         running = list(self._running.values())
         for _, execution in running:
             execution.suspend()
-        await asyncio.gather(*(task for task, _ in running), return_exceptions=True)
+        tasks = [task for task, _ in running]
+        if self._mender is not None:
+            self._mender.cancel()  # the next start takes up what is left
+            tasks.append(self._mender)
+        await asyncio.gather(*tasks, return_exceptions=True)
         async with self._changed:
             self._changed.notify_all()
 

@@ -35,6 +35,8 @@ from eval_svc.timing import Timed, time_replies
 from eval_svc.transcript import Exchange, Unit
 
 BOARD = TypeAdapter(Board)
+CANCELLED = "it was cancelled"
+"""Why a cancelled evaluation is incomplete."""
 PROGRESS_SECONDS = 0.5
 """Progress events come at most this often; the last one always comes."""
 
@@ -156,7 +158,7 @@ class Execution:
         self.store.update(
             self.evaluation,
             state="cancelled" if cancelled else "succeeded",
-            incomplete="it was cancelled" if cancelled else outcome.reason,
+            incomplete=CANCELLED if cancelled else outcome.reason,
             decided=outcome.decided or None,
             ended_at=time.time(),
         )

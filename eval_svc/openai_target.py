@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import openai
 import regex
 
-from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from chatmill import access_points
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from eval_svc.keys import Keys
 from eval_svc.spec import TargetSpec
 from eval_svc.target import MAX_REPLY_CHARS, TargetInfo, TurnRequest
 from eval_svc.transcript import HANDOVER_TOOL, Failure, Reply, ToolCall
@@ -47,19 +48,18 @@ class OpenAiTarget:
     spec: TargetSpec
 
     @classmethod
-    def open(cls, spec: TargetSpec, key_roots: Sequence[Path]) -> OpenAiTarget:
+    def open(cls, spec: TargetSpec, keys: Keys) -> OpenAiTarget:
         """A client for the server that a spec names.
 
         Raises:
-            InvalidArgument: the URL is not http or https.
-            PermissionDenied: the key file is outside the allowed folders.
-            NotFound: there is no such key file.
+            InvalidArgument: the URL is none, or holds a secret.
+            FailedPrecondition, PermissionDenied, NotFound: the key file can't be used; see `Keys.read`.
         """
-        if not spec.base_url.startswith(("http://", "https://")):
-            raise InvalidArgument.field(
-                "openai.base_url", f"must begin with http:// or https://, not {spec.base_url!r}"
-            )
-        key = _read_key(Path(spec.api_key_file), key_roots) if spec.api_key_file else "none"
+        try:
+            access_points.check_url(spec.base_url)
+        except ValueError as error:
+            raise InvalidArgument.field("openai.base_url", str(error)) from error
+        key = keys.read(spec.api_key_file, spec.base_url) if spec.api_key_file else "none"
         return cls(openai.AsyncOpenAI(base_url=spec.base_url, api_key=key, max_retries=0), spec)
 
     async def describe(self) -> TargetInfo:
@@ -67,11 +67,11 @@ class OpenAiTarget:
         try:
             listed = [model.id async for model in self.client.models.list(timeout=10)]
         except openai.AuthenticationError as error:
-            raise FailedPrecondition(f"{self.spec.base_url} refuses the key: {error.message}") from None
+            raise FailedPrecondition(f"{self.spec.base_url} refuses the key: {self._told(error)}") from None
         except openai.APIStatusError:
             listed = []
         except openai.APIConnectionError as error:
-            raise Unavailable(f"{self.spec.base_url} can't be reached: {error.__cause__ or error}") from None
+            raise Unavailable(f"{self.spec.base_url} can't be reached: {self._told(error)}") from None
         if listed and self.spec.model not in listed:
             raise NotFound(f"{self.spec.base_url} has no model {self.spec.model!r}; it has {', '.join(listed[:20])}")
         hosted = not any(host in self.spec.base_url for host in ("127.0.0.1", "localhost", "[::1]"))
@@ -88,19 +88,25 @@ class OpenAiTarget:
             detail = f"not complete within {request.timeout_s:.0f} s"
             return reading.reply(Failure("timeout", "DEADLINE_EXCEEDED", detail))
         except openai.APIStatusError as error:
-            return reading.reply(_status_failure(error))
+            return reading.reply(_status_failure(error, self._told(error)))
         except openai.APIConnectionError as error:
             kind: Any = "stream_broken" if reading.first is not None else "unreachable"
-            return reading.reply(Failure(kind, "UNAVAILABLE", str(error.__cause__ or error)[:500]))
+            return reading.reply(Failure(kind, "UNAVAILABLE", self._told(error)))
         except openai.APIError as error:
-            return reading.reply(Failure("stream_broken", "API_ERROR", error.message[:500]))
+            return reading.reply(Failure("stream_broken", "API_ERROR", self._told(error)))
         except (ValueError, OSError, AttributeError, TypeError, openai.OpenAIError) as error:
             # what an HTTP library or a server that speaks half the protocol throws in the middle of a stream
-            return reading.reply(Failure("stream_broken", "BAD_STREAM", f"{type(error).__name__}: {error}"[:500]))
+            return reading.reply(Failure("stream_broken", "BAD_STREAM", f"{type(error).__name__}: {self._told(error)}"))
         except Exception as error:
             if type(error).__module__.split(".")[0] not in ("httpx", "httpcore", "h11", "anyio"):
                 raise
-            return reading.reply(Failure("stream_broken", "BAD_STREAM", f"{type(error).__name__}: {error}"[:500]))
+            return reading.reply(Failure("stream_broken", "BAD_STREAM", f"{type(error).__name__}: {self._told(error)}"))
+
+    def _told(self, error: Exception) -> str:
+        """What an error says, without the key: servers quote what they refuse, and HTTP libraries quote headers."""
+        text = str(error.__cause__ or error) if isinstance(error, openai.APIConnectionError) else str(error)
+        key = self.client.api_key
+        return (text.replace(key, "***") if self.spec.api_key_file else text)[:500]
 
     async def _read(self, request: TurnRequest, reading: _Reading) -> Failure | None:
         messages: list[Any] = [{"role": "system", "content": request.prompt}] if request.prompt else []
@@ -129,21 +135,10 @@ def _role(role: str) -> str:
     return "system" if role == "tool" else role
 
 
-def _read_key(path: Path, roots: Sequence[Path]) -> str:
-    real = path.resolve()
-    if not any(real.is_relative_to(root.resolve()) for root in roots):
-        raise PermissionDenied(f"{path} is outside the allowed folders; put the key file under one of eval.suite_roots")
-    try:
-        return real.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise NotFound(f"the key file {path} can't be read: {error.strerror}") from None
-
-
-def _status_failure(error: openai.APIStatusError) -> Failure:
+def _status_failure(error: openai.APIStatusError, detail: str) -> Failure:
     status = f"HTTP {error.status_code}"
     retry = error.response.headers.get("retry-after")
     after = float(retry) if retry and retry.replace(".", "", 1).isdigit() else None
-    detail = str(error.message)[:500]
     if error.status_code in (401, 403):
         return Failure("unauthenticated", status, detail)
     if error.status_code == 429:

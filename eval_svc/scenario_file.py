@@ -27,6 +27,24 @@ SOFT_TYPES = frozenset(("fuzzy", "semantic", "latency"))
 """Types that are soft unless the scenario says otherwise: likeness and speed are hints, not verdicts."""
 
 _COMMON = frozenset(("type", "id", "gate", "weight", "error", "scope"))
+_KINDS = {
+    "string": "a text",
+    "object": "a mapping",
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+}
+"""The schema's names of types in words."""
+
+_TYPES: dict[str, type] = {
+    "string": str,
+    "object": dict,
+    "array": list,
+    "boolean": bool,
+    "integer": int,
+    "number": float,
+}
 _VALIDATOR = jsonschema.Draft202012Validator(scenario_schema(with_checks=False))
 
 
@@ -60,7 +78,10 @@ def check_problems(document: Document, at: Location, checks: Mapping[str, Any]) 
 
 
 def structural_problems(document: Document, validator: Any) -> Iterator[FieldViolation]:
-    """What the schema refuses, in words for a person and with the line."""
+    """What the schema refuses, in words for a person and with the line.
+
+    What stands there is not quoted: whoever names a file need not be one who may read it.
+    """
     for error in sorted(validator.iter_errors(document.data), key=lambda e: list(map(str, e.absolute_path))):
         at: Location = tuple(error.absolute_path)
         if error.validator == "additionalProperties":
@@ -75,29 +96,30 @@ def structural_problems(document: Document, validator: Any) -> Iterator[FieldVio
         elif error.validator == "enum":
             allowed = [str(value) for value in error.validator_value]
             hint = nearest(str(error.instance), allowed) or "."
-            yield document.problem(at, f"is {error.instance!r}{hint} Allowed: {', '.join(allowed)}")
+            yield document.problem(at, f"is not one of the allowed words{hint} Allowed: {', '.join(allowed)}")
         elif error.validator == "type":
             yield document.problem(at, _type_message(error.validator_value, error.instance))
         else:
-            yield document.problem(at, error.message if len(error.message) < 200 else error.message[:200] + "...")
+            said = error.message.removeprefix(repr(error.instance)).strip()
+            yield document.problem(at, said if len(said) < 200 else said[:200] + "...")
 
 
 def _type_message(wanted: Any, value: Any) -> str:
-    names = {
-        "string": "a text",
-        "object": "a mapping",
-        "array": "a list",
-        "integer": "a whole number",
-        "number": "a number",
-    }
     kinds = [wanted] if isinstance(wanted, str) else list(wanted)
-    told = " or ".join(names.get(kind, kind) for kind in kinds)
+    told = " or ".join(_KINDS.get(kind, kind) for kind in kinds)
     quote = (
         "; put quotes around it, or YAML takes it for something else"
         if "string" in kinds and not isinstance(value, dict | list)
         else ""
     )
-    return f"must be {told}, not {str(value)[:80]!r}{quote}"
+    return f"must be {told}, not {_kind(value)}{quote}"
+
+
+def _kind(value: Any) -> str:
+    for kind, types in _TYPES.items():
+        if isinstance(value, types):
+            return _KINDS[kind]
+    return "empty" if value is None else "a date"
 
 
 class _Builder:

@@ -105,8 +105,11 @@ class Store:
         """Let go of the file."""
         self.engine.dispose()
 
-    def create(self, evaluation: str, request_id: str | None, spec: Mapping[str, Any]) -> tuple[Record, bool]:
-        """Keep a new evaluation; the second value is False if one with that request id was there, which is returned."""
+    def create(
+        self, evaluation: str, request_id: str | None, spec: Mapping[str, Any], **values: Any
+    ) -> tuple[Record, bool]:
+        """Keep a new evaluation, with more columns where they are known; the second value is False if one with that
+        request id was there, which is returned."""
         with self.engine.begin() as db:
             if request_id:
                 row = db.execute(sa.select(EVALUATIONS).where(EVALUATIONS.c.request_id == request_id)).first()
@@ -118,8 +121,8 @@ class Store:
                     request_id=request_id or None,
                     state="queued",
                     spec=dict(spec),
-                    targets={},
                     created_at=time.time(),
+                    **{"targets": {}, **values},
                 )
             )
         found = self.get(evaluation)

@@ -115,14 +115,21 @@ def _plain(raw: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path, roots: Sequence[Path] | None = None) -> Suite:
     """The suite in the folder, in its `suite.yaml`, or the single scenario in the file.
+
+    Args:
+        roots: folders that all its files must lie in, links followed; without them, the suite's own folder.
 
     Raises:
         InvalidArgument: every problem of every file, each with file and line.
         NotFound: there is no such folder or file, or the suite names a file that is missing.
+        PermissionDenied: the file is outside the roots.
     """
     file = path / SUITE_FILE if path.is_dir() else path
+    allowed = [root.resolve() for root in ((file.parent,) if roots is None else roots)]
+    if not _within(file, allowed):
+        raise PermissionDenied(_outside(file, allowed), reason="PATH_NOT_ALLOWED")
     document = located_yaml.read(file)
     if isinstance(document.data, dict) and "turns" in document.data:
         scenario = read_scenario(file)
@@ -138,8 +145,8 @@ def read_suite(path: Path) -> Suite:
     found: list[Scenario] = []
     for position, pattern in enumerate(data["scenarios"]):
         try:
-            found += _scenarios(file, pattern, defaults)
-        except NotFound as error:
+            found += _scenarios(file, pattern, defaults, allowed)
+        except (NotFound, PermissionDenied) as error:
             problems.append(document.problem(("scenarios", position), error.message))
         except InvalidArgument as error:
             problems += error.violations
@@ -156,13 +163,33 @@ def read_suite(path: Path) -> Suite:
     )
 
 
-def _scenarios(file: Path, pattern: str, defaults: Mapping[str, Any]) -> Iterable[Scenario]:
+def _within(path: Path, roots: Iterable[Path]) -> bool:
+    """Whether the file lies in one of the folders, links followed."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return False
+    return any(real.is_relative_to(root) for root in roots)
+
+
+def _outside(path: Path, roots: Iterable[Path]) -> str:
+    allowed = ", ".join(map(str, roots)) or "none"
+    return (
+        f"{path} is outside the folders that suites may lie in ({allowed}); add its folder to eval.suite_roots in "
+        "chatmill.yaml"
+    )
+
+
+def _scenarios(file: Path, pattern: str, defaults: Mapping[str, Any], roots: Sequence[Path]) -> Iterable[Scenario]:
     folder = file.parent.resolve()
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise NotFound(f"{pattern!r} leaves the suite's folder; keep scenario files inside it")
     paths = sorted(folder.glob(pattern)) if any(c in pattern for c in "*?[") else [folder / pattern]
     paths = [path for path in paths if path.name != SUITE_FILE]
-    if not paths or not paths[0].is_file():
+    for path in paths:  # before anything else is told of them
+        if not _within(path, roots):
+            raise PermissionDenied(_outside(path, roots), reason="PATH_NOT_ALLOWED")
+    if not paths or not paths[0].exists():
         names = [str(p.relative_to(folder)) for p in folder.rglob("*.yaml")]
         raise NotFound(f"no file {pattern!r} in {folder}{nearest(pattern, names)}")
     problems: list[FieldViolation] = []
@@ -234,25 +261,28 @@ class SuiteLibrary:
         wanted = name.removeprefix("suites/")
         folders = {folder.name: folder for folder in self._folders()}
         if wanted in folders:
-            return read_suite(folders[wanted])
-        for suite_id, folder in folders.items():
-            if _id_of(folder) == wanted:
-                return read_suite(folders[suite_id])
-        return read_suite(self._allowed(Path(name), folders))
+            return read_suite(folders[wanted], self._roots())
+        for folder in folders.values():
+            if self._id_of(folder) == wanted:
+                return read_suite(folder, self._roots())
+        return read_suite(self._allowed(name, folders), self._roots())
 
-    def _allowed(self, path: Path, folders: Mapping[str, Path]) -> Path:
+    def _allowed(self, name: str, folders: Mapping[str, Path]) -> Path:
+        path, roots = Path(name), self._roots()
         candidates = [path] if path.is_absolute() else [root / path for root in self.roots]
-        existing = [c.resolve() for c in candidates if c.exists()]
-        for real in existing:
-            if any(real.is_relative_to(root.resolve()) for root in (*self.roots, SHIPPED)):
-                return real
-        if existing:
-            allowed = ", ".join(str(root.resolve()) for root in self.roots) or "none"
-            raise PermissionDenied(
-                f"{path} is outside the folders that suites may lie in ({allowed}); add its folder to eval.suite_roots "
-                "in chatmill.yaml",
-                reason="PATH_NOT_ALLOWED",
-            )
+        try:
+            # whether a file exists is not looked at before it is known to be allowed, so that nobody can probe the disk
+            real = [c.resolve() for c in candidates]
+            inside = [c for c in real if _within(c, roots)]
+            existing = next((c for c in inside if c.exists()), None)
+        except (OSError, RuntimeError, ValueError):
+            raise InvalidArgument.field(
+                "spec.scenario_suite", "is neither the name of a suite nor a usable path"
+            ) from None
+        if existing is not None:
+            return existing
+        if real and not inside:
+            raise PermissionDenied(_outside(path, roots[:-1]), reason="PATH_NOT_ALLOWED")
         known = sorted(folders)
         raise NotFound(
             f"there is no suite {str(path)!r}{nearest(path.name, known) or '.'} "
@@ -260,13 +290,17 @@ class SuiteLibrary:
             reason="SUITE_NOT_FOUND",
         )
 
+    def _roots(self) -> list[Path]:
+        """All folders that files of suites may lie in; the shipped ones are the last."""
+        return [root.resolve() for root in (*self.roots, SHIPPED)]
+
     def installed(self) -> list[tuple[Suite | None, Path, str]]:
         """All suites that can be named by id: the suite (None if its files are wrong), its folder, and what is
         wrong."""
         found: list[tuple[Suite | None, Path, str]] = []
         for folder in self._folders():
             try:
-                found.append((read_suite(folder), folder, ""))
+                found.append((read_suite(folder, self._roots()), folder, ""))
             except ChatmillError as error:
                 found.append((None, folder, error.message))
         return found
@@ -277,13 +311,13 @@ class SuiteLibrary:
         folders = [child for place in places if place.is_dir() for child in sorted(place.iterdir())]
         return [f for f in folders if (f / SUITE_FILE).is_file()]
 
-
-def _id_of(folder: Path) -> str:
-    try:
-        data = located_yaml.read(folder / SUITE_FILE).data
-    except ChatmillError:
-        return ""
-    return str(data.get("id", "")) if isinstance(data, dict) else ""
+    def _id_of(self, folder: Path) -> str:
+        file = folder / SUITE_FILE
+        try:
+            data = located_yaml.read(file).data if _within(file, self._roots()) else None
+        except ChatmillError:
+            return ""
+        return str(data.get("id", "")) if isinstance(data, dict) else ""
 
 
 __all__ = ["DEFAULT_TRIALS", "SHIPPED", "SUITE_FILE", "Suite", "SuiteLibrary", "read_suite"]

@@ -32,7 +32,9 @@ def evaluation_id(name: str, field: str = "name") -> str:
 
 
 def state_name(state: int) -> str | None:
-    """The domain's name of a state, None if it is not set."""
+    """The domain's name of a state, None if it is not set. Raises InvalidArgument for one that is unknown."""
+    if state and state not in _STATE_NAMES:
+        raise InvalidArgument.field("state", f"has an unknown value {state}; known: {', '.join(STATES)}")
     return _STATE_NAMES.get(state)
 
 

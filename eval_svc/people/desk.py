@@ -16,7 +16,7 @@ from eval_svc.people.records import Label, Model
 from eval_svc.people.scores import HumanScore, human_scores
 from eval_svc.people.sessions import Models, TestSessions
 from eval_svc.people.subjects import TrialSubject
-from eval_svc.ports import Agents
+from eval_svc.ports import Agents, described
 from eval_svc.spec import TargetSpec
 from eval_svc.store import Store
 
@@ -27,9 +27,9 @@ class AgentModels:
 
     agents: Agents
 
-    async def resolve(self, model: str) -> Model:
-        """The version that a name stands for now. Raises NotFound, or Unavailable if nobody can say."""
-        info = await self.agents.target(TargetSpec(model)).describe()
+    async def resolve(self, model: str, field: str) -> Model:
+        """See `Models`. Raises Unavailable if nobody can say."""
+        info = await described(self.agents, TargetSpec(model), field)
         return Model(info.model, info.revision)
 
 

@@ -38,8 +38,8 @@ MAX_TEXT = 65_536
 class Models(Protocol):
     """Who answers."""
 
-    async def resolve(self, model: str) -> Model:
-        """The version that a name stands for now. Raises NotFound."""
+    async def resolve(self, model: str, field: str) -> Model:
+        """The version that a name stands for now. Raises NotFound, or InvalidArgument that names `field`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,18 @@ class TestSessions:
         if known := self._known(request):
             return known
         opening = _opening(request, task, "chat")
-        opening = replace(opening, model=await self._models.resolve(model), model_hidden=hidden)
-        return self._open(opening, request.request_id)
+        opening = replace(opening, model=await self._models.resolve(model, "model"), model_hidden=hidden)
+        return self._open(opening, request)
 
     async def open_battle(self, request: Request, first: str, second: str) -> Session:
         """A blind comparison; sides are drawn by lot. Raises as `open_chat`, or InvalidArgument for equals."""
         task = self._checked(request)
         if known := self._known(request):
             return known
-        models = [await self._models.resolve(first), await self._models.resolve(second)]
+        models = [
+            await self._models.resolve(first, "first_model"),
+            await self._models.resolve(second, "second_model"),
+        ]
         if models[0].name == models[1].name:
             raise InvalidArgument.field(
                 "second_model", f"is {models[1].name} like the first one; compare two different versions"
@@ -112,7 +115,7 @@ class TestSessions:
         if uuid.uuid4().int % 2:
             models.reverse()
         opening = replace(_opening(request, task, "battle"), left=models[0], right=models[1], model_hidden=True)
-        return self._open(opening, request.request_id)
+        return self._open(opening, request)
 
     def _checked(self, request: Request) -> Task:
         check_pseudonym(request.tester, "tester")
@@ -132,17 +135,25 @@ class TestSessions:
             )
         return self.get(event.session)
 
-    def _open(self, opening: Opening, request_id: str) -> Session:
+    def _open(self, opening: Opening, request: Request) -> Session:
+        # the same request may have come twice, and been first while this one asked who answers
+        if known := self._known(request):
+            return known
         session = uuid.uuid4().hex[:16]
-        event = self.journal.append(
-            "session",
-            payload_of(opening),
-            session=session,
-            subject=f"testSessions/{session}",
-            author=opening.tester,
-            request_id=request_id,
-        )
-        return self.get(event.session)
+        try:
+            self.journal.append(
+                "session",
+                payload_of(opening),
+                session=session,
+                subject=f"testSessions/{session}",
+                author=opening.tester,
+                request_id=request.request_id,
+            )
+        except AlreadyExists:  # or in another process
+            if known := self._known(request):
+                return known
+            raise
+        return self.get(session)
 
     def get(self, session: str) -> Session:
         """A session with all that happened in it. Raises NotFound."""

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from chatmill import agent
 from chatmill.cli import console as consoles
@@ -34,7 +35,7 @@ async def run(arguments: argparse.Namespace) -> int:
     config, console = settings.load(arguments), consoles.stderr()
     roots = _local_folders(arguments)
     async with (
-        found_or_started(arguments, config, console, services=("eval",), roots=roots) as found,
+        found_or_started(_with_key(arguments), config, console, services=("eval",), roots=roots) as found,
         connected(found.config, services=("eval",)) as mesh,
     ):
         if found.local and arguments.suite:
@@ -141,19 +142,37 @@ def target(text: str, key_file: str | None) -> Target:
         raise InvalidArgument(f"{text}: say which model of this access point, as in {url}#MODEL")
     made = Target(display_name=name)
     made.openai.base_url, made.openai.model = url, name
-    made.openai.api_key_file = key_file or ""
+    # A path from here, unless it is the name of a file in the folder of keys of a mesh that runs.
+    made.openai.api_key_file = _resolved(key_file) if key_file else ""
     return made
 
 
-def _resolved(suite: str) -> str:
+def _resolved(named: str) -> str:
     """A path from here as one from anywhere; what is no path here is a name there."""
-    return str(Path(suite).resolve()) if Path(suite).exists() else suite
+    return str(Path(named).resolve()) if Path(named).exists() else named
 
 
 def _local_folders(arguments: argparse.Namespace) -> list[Path]:
     """What a mesh of our own may read because the person at the command line named it."""
-    named = [Path(text) for text in (arguments.suite, arguments.key_file) if text and Path(text).exists()]
-    return [path.resolve() if path.is_dir() else path.resolve().parent for path in named]
+    if not arguments.suite or not Path(arguments.suite).exists():
+        return []
+    path = Path(arguments.suite).resolve()
+    return [path if path.is_dir() else path.parent]
+
+
+def _with_key(arguments: argparse.Namespace) -> argparse.Namespace:
+    """The same for a mesh of our own, which may send the key that the person named to whom the person named."""
+    if not arguments.key_file or not Path(arguments.key_file).exists():
+        return arguments
+    targets = (arguments.model, arguments.baseline, arguments.judge, arguments.customer)
+    hosts = {urlsplit(text).netloc for text in targets if text and text.startswith(("http://", "https://"))}
+    own = argparse.Namespace(**vars(arguments))
+    own.option = [
+        *arguments.option,
+        f"eval.key_root={Path(arguments.key_file).resolve().parent}",
+        f"eval.trusted_hosts={','.join(sorted(hosts))}",
+    ]
+    return own
 
 
 async def _detach(mesh: Mesh, found: Found, request: RunEvaluationRequest) -> int:

@@ -537,7 +537,9 @@ class OpenAiEndpoint(_message.Message):
     model: _builtins.str
     """Name of the model there."""
     api_key_file: _builtins.str
-    """Path of a file on the service's machine that holds the key, under one of its allowed folders; no key when empty."""
+    """File on the service's machine that holds the key: a path under the service's folder of keys, or a name in it. No key
+    when empty. Keys are sent to hosts that the service's operator named, and to no others.
+    """
     def __init__(
         self,
         *,

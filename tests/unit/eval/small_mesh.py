@@ -10,7 +10,7 @@ from typing import Any
 
 from chatmill.common.v1 import Message, Role, ToolCall
 from chatmill.dataset import v1 as dataset_v1
-from chatmill.errors import NotFound, ResourceExhausted, Unavailable
+from chatmill.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
 from chatmill.eval import v1
 from chatmill.factory import v1 as factory_v1
 from chatmill.inference import v1 as inference_v1
@@ -41,6 +41,8 @@ class Registry(factory_v1.RegistryServiceServicer):
         self.records: list[Any] = []
 
     async def GetModel(self, request: Any, context: Any) -> Any:
+        if not request.name.startswith("models/"):
+            raise InvalidArgument.field("name", f"{request.name!r} is not a model's name; use models/ID")
         name = request.name.removeprefix("models/").split("/")[0]
         if name not in ("tuned", "base"):
             raise NotFound(f"no model {request.name}")
@@ -194,7 +196,9 @@ async def small_mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
     ):
         peers = {"factory": one, "inference": two, "dataset": three}
         targets = {f"mesh.peers.{name}": harness.running.target for name, harness in peers.items()}
-        mine = local_config(tmp_path / "home", {"eval.suite_roots": str(tmp_path), **targets})
+        mine = local_config(
+            tmp_path / "home", {"eval.suite_roots": str(tmp_path), "eval.trusted_hosts": "127.0.0.1", **targets}
+        )
         async with running(await build(mine), mine) as evaluation:
             addresses = {**targets, "mesh.peers.eval": evaluation.running.target}
             people = v1.HumanEvalServiceStub(evaluation.channel)

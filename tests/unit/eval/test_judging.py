@@ -71,7 +71,7 @@ async def test_a_run_that_is_taken_up_pays_no_answer_twice(tmp_path: Path) -> No
     await core.close()
     assert core.get(started.record.id).record.state == "running"
     later = core_of(judged("Is it polite?", scenarios=6), second, store)
-    assert later.resume() == 1
+    assert await later.resume() == 1
     async for _ in later.watch(started.record.id):
         pass
     board = later.get(started.record.id).board

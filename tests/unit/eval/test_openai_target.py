@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatmill.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, Unavailable
+from eval_svc.keys import Keys
 from eval_svc.openai_target import OpenAiTarget, split_calls
 from eval_svc.spec import TargetSpec
 from eval_svc.target import MAX_REPLY_CHARS, TurnRequest
 from eval_svc.transcript import Message
+
+NONE = Keys(Path("/nowhere"))
 
 HEAD = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -32,8 +36,8 @@ def usage() -> str:
     return f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n"
 
 
-def refuse(status: str, headers: str = "") -> str:
-    body = '{"error": {"message": "no"}}'
+def refuse(status: str, headers: str = "", message: str = "no") -> str:
+    body = json.dumps({"error": {"message": message}})
     return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n{body}"
 
 
@@ -72,6 +76,9 @@ async def server() -> AsyncIterator[str]:
                 writer.write(HEAD.encode())
                 for _ in range(500):
                     writer.write(chunk(content="word " * 2000).encode())
+            elif model == "echo":
+                said = next(h for h in request.decode().split("\r\n") if h.lower().startswith("authorization"))
+                writer.write(refuse("401 Unauthorized", message=said).encode())
             else:
                 writer.write(BEHAVIOURS[model].encode())
         try:
@@ -90,7 +97,7 @@ def request(timeout_s: float = 20.0) -> TurnRequest:
 
 
 async def ask(server: str, model: str, timeout_s: float = 20.0) -> Any:
-    return await OpenAiTarget.open(TargetSpec(model, server), ()).reply(request(timeout_s))
+    return await OpenAiTarget.open(TargetSpec(model, server), NONE).reply(request(timeout_s))
 
 
 async def test_a_good_reply_with_its_times_and_tokens(server: str) -> None:
@@ -140,27 +147,94 @@ async def test_an_endless_reply_is_cut(server: str) -> None:
 
 
 async def test_nobody_there() -> None:
-    target = OpenAiTarget.open(TargetSpec("m", "http://127.0.0.1:9/v1"), ())
+    target = OpenAiTarget.open(TargetSpec("m", "http://127.0.0.1:9/v1"), NONE)
     assert (await target.reply(request())).failure.kind == "unreachable"
     with pytest.raises(Unavailable, match="can't be reached"):
         await target.describe()
 
 
 async def test_a_server_that_lists_no_models_is_taken_at_its_word(server: str) -> None:
-    info = await OpenAiTarget.open(TargetSpec("good", server), ()).describe()
+    info = await OpenAiTarget.open(TargetSpec("good", server), NONE).describe()
     assert (info.model, info.endpoint, info.priced_as) == ("good", "openai", "")
 
 
-def test_urls_and_key_files_are_checked(tmp_path: Path) -> None:
+def test_only_web_addresses_are_access_points() -> None:
     with pytest.raises(InvalidArgument, match="http://"):
-        OpenAiTarget.open(TargetSpec("m", "file:///etc/passwd"), ())
-    key = tmp_path / "key"
-    key.write_text("secret\n")
-    with pytest.raises(PermissionDenied):
-        OpenAiTarget.open(TargetSpec("m", "http://x/v1", str(key)), ())
+        OpenAiTarget.open(TargetSpec("m", "file:///etc/passwd"), NONE)
+
+
+def key_of(name: str, root: Path, url: str = "http://x/v1") -> str:
+    return OpenAiTarget.open(TargetSpec("m", url, name), Keys(root, ("x", "10.0.0.7:8000"))).client.api_key
+
+
+def test_a_key_is_named_by_its_path_or_its_name_in_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-secret\n")
+    (tmp_path / "alias").symlink_to("key")
+    for name in ("key", "alias", str(tmp_path / "key")):
+        assert key_of(name, tmp_path) == "sk-secret"
     with pytest.raises(NotFound):
-        OpenAiTarget.open(TargetSpec("m", "http://x/v1", str(tmp_path / "none")), (tmp_path,))
-    assert OpenAiTarget.open(TargetSpec("m", "http://x/v1", str(key)), (tmp_path,)).client.api_key == "secret"
+        key_of("none", tmp_path)
+
+
+def test_keys_go_to_named_hosts_alone(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-secret\n")
+    for url in ("https://X/v1", "http://x:81/v1", "http://10.0.0.7:8000/v1"):
+        assert key_of("key", tmp_path, url) == "sk-secret"
+    for url in ("http://evil.example/v1", "http://x.evil.example/v1", "http://10.0.0.7/v1", "http://10.0.0.7:8001/x"):
+        with pytest.raises(PermissionDenied, match=r"eval\.trusted_hosts"):
+            key_of("key", tmp_path, url)
+    with pytest.raises(InvalidArgument, match=r"openai\.base_url: must hold no user") as error:
+        key_of("key", tmp_path, "http://me:hunter2@x/v1")
+    assert "hunter2" not in error.value.message
+
+
+def test_nothing_outside_the_folder_is_a_key_and_nobody_learns_what_is_there(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    (tmp_path / "outside").write_text("hunter2")
+    (keys / "link").symlink_to(tmp_path / "outside")
+    for name in ("../outside", "../nothing", str(tmp_path / "outside"), "link", "/etc/hostname", "."):
+        with pytest.raises(PermissionDenied, match=r"eval\.key_root"):
+            key_of(name, keys)
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises((InvalidArgument, NotFound, PermissionDenied)):
+            key_of(name, keys)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"alice:hunter2\nbob:hunter2\n", "other characters"),
+        ("hunter2-schl\u00fcssel".encode(), "other characters"),
+        (b"hunter2 and more", "other characters"),
+        (b"\n", "is empty"),
+        (b"hunter2" * 1000, "larger than 4096"),
+    ],
+)
+def test_what_is_no_key_is_refused_unquoted(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(FailedPrecondition, match=told) as error:
+        key_of("key", tmp_path)
+    assert "hunter2" not in error.value.message
+    assert str(tmp_path / "key") in error.value.message
+
+
+def test_a_pipe_or_a_folder_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FailedPrecondition, match="no regular file"):
+        key_of("pipe", tmp_path)
+    with pytest.raises(NotFound, match="Is a directory"):
+        key_of("folder", tmp_path)
+
+
+async def test_a_server_that_quotes_the_key_tells_nobody(server: str, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hunter2")
+    target = OpenAiTarget.open(TargetSpec("echo", server, "key"), Keys(tmp_path, ("127.0.0.1",)))
+    failure = (await target.reply(request())).failure
+    assert failure.kind == "unauthenticated"
+    assert "Bearer ***" in failure.detail
+    assert "hunter2" not in failure.detail
 
 
 def test_calls_written_as_text_are_taken_out() -> None:

@@ -317,6 +317,57 @@ def test_the_library_finds_by_name_and_path_and_keeps_to_its_roots(suite_folder:
         library.find("suites/shopp")
 
 
+@pytest.mark.parametrize("pattern", ["link.yaml", "'*.yaml'", "folder/secret.yaml"])
+def test_a_link_out_of_the_roots_is_not_followed(suite_folder: Path, tmp_path: Path, pattern: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.yaml").write_text("hunter2\n")
+    (suite_folder / "link.yaml").symlink_to(outside / "secret.yaml")
+    (suite_folder / "folder").symlink_to(outside)
+    (suite_folder / "suite.yaml").write_text(SUITE.replace("a.yaml", pattern))
+    library = SuiteLibrary((tmp_path / "root",))
+    for name in ("shop", str(suite_folder)):
+        with pytest.raises(InvalidArgument, match=r"is outside the folders.*eval\.suite_roots") as error:
+            library.find(name)
+        assert "hunter2" not in error.value.message
+    (outside / "secret.yaml").write_text(scenario_text("z"))
+    assert "z" in {s.id for s in SuiteLibrary((tmp_path,)).find(str(suite_folder)).scenarios}
+
+
+def test_a_folder_that_is_a_link_out_of_the_roots_is_no_suite(suite_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "other"
+    root.mkdir()
+    (root / "shop").symlink_to(suite_folder)
+    library = SuiteLibrary((root,))
+    with pytest.raises(PermissionDenied, match="suite_roots"):
+        library.find("shop")
+    assert [problem for suite, folder, problem in library.installed() if folder.name == "shop" and suite is None]
+
+
+def test_whether_a_file_outside_the_roots_exists_is_not_told(tmp_path: Path) -> None:
+    library = SuiteLibrary((tmp_path,))
+    for name in ("/etc/hostname", "/etc/no-such-file", "../nothing"):
+        with pytest.raises(PermissionDenied, match="suite_roots"):
+            library.find(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("hunter2\n", "must be a mapping, not a text"),
+        ("- hunter2\n", "must be a mapping, not a list"),
+        ("schema: 1\nid: hunter2 hunter2\nkind: hunter2\nturns: hunter2\n", "must be a list, not a text"),
+        ("schema: 1\nid: x\nkind: happy\nturns: [hunter2]\n", "must be a mapping, not a text"),
+    ],
+)
+def test_what_stands_in_a_file_is_not_quoted(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(InvalidArgument) as error:
+        SuiteLibrary((tmp_path,)).find(str(tmp_path / "a.yaml"))
+    assert told in error.value.message
+    assert "hunter2" not in error.value.message
+
+
 def test_tags_select_and_an_unknown_tag_is_refused(suite_folder: Path) -> None:
     (suite_folder / "a.yaml").write_text(scenario_text("a") + "tags: [one]\n")
     suite = read_suite(suite_folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from chatmill.common.v1 import JobState, Role
 from chatmill.dataset import v1 as dataset_v1
-from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound
+from chatmill.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from chatmill.eval import v1
 from chatmill.inference import v1 as inference_v1
 from eval_svc.scenario_file import scenario_from_mapping
@@ -157,6 +159,67 @@ async def test_refusals_are_clear(mesh: Mesh, tmp_path: Path) -> None:
     broken.write_text("schema: 1\nid: x\nkind: happy\nturns:\n  - {user: hi, expekt: []}\n")
     with pytest.raises(InvalidArgument, match=r"broken\.yaml:5"):
         await mesh.run(scenario_suite=str(broken))
+
+
+@pytest.mark.parametrize("name", ["x" * 20_000, "a\0b", "a/" * 3000])
+async def test_a_suite_that_can_be_no_path_is_refused(mesh: Mesh, name: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"spec\.scenario_suite") as error:
+        await mesh.run(scenario_suite=name)
+    assert len(error.value.message) < 200
+
+
+@pytest.mark.parametrize("state", [99, -1])
+async def test_an_unknown_state_is_refused_and_not_taken_for_all(mesh: Mesh, state: Any) -> None:
+    with pytest.raises(InvalidArgument, match=f"state: has an unknown value {state}; known: queued"):
+        await mesh.stub.ListEvaluations(v1.ListEvaluationsRequest(state=state))
+
+
+@pytest.mark.parametrize("name", ["", "tuned", "models"])
+async def test_a_name_that_is_no_models_is_told_of_the_field_that_it_came_from(mesh: Mesh, name: str) -> None:
+    other, suite = v1.Target(model=name), "suites/shop"
+    for field in ("candidate", "baseline", "customer"):
+        with pytest.raises(InvalidArgument, match=rf"^spec\.{field}\.model: "):
+            await mesh.run(scenario_suite=suite, **{field: other})
+    with pytest.raises(InvalidArgument, match=r"^spec\.judge\.target\.model: "):
+        await mesh.run(scenario_suite=suite, judge=v1.JudgeSpec(target=other))
+    guide = await mesh.people.GetTestGuide(v1.GetTestGuideRequest())
+    asked = {"tester": "kim", "consent_version": guide.consent_version, "task": "everyday"}
+    wanted = name or "tuned"
+    with pytest.raises(InvalidArgument, match=r"^model: ") as error:
+        await mesh.people.CreateTestSession(v1.CreateTestSessionRequest(**asked, model=wanted))
+    assert [v.field for v in error.value.violations] == ["model"]
+    for first, second, field in ((wanted, "models/base", "first_model"), ("models/base", wanted, "second_model")):
+        battle = v1.CreateBattleRequest(**asked, first_model=first, second_model=second)
+        with pytest.raises(InvalidArgument, match=f"^{field}: "):
+            await mesh.people.CreateBattle(battle)
+
+
+async def test_a_pipe_as_a_suite_is_refused_and_holds_nobody_up(mesh: Mesh, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "suites" / "shop" / "more").mkdir()
+    os.mkfifo(tmp_path / "suites" / "shop" / "more" / "pipe.yaml")
+    (tmp_path / "suites" / "shop" / "suite.yaml").write_text(
+        'schema: 1\nid: shop\nversion: 1\nscenarios: ["more/pipe.yaml"]\n'
+    )
+    async with asyncio.timeout(20):
+        for suite in (str(tmp_path / "pipe.yaml"), "suites/shop"):
+            with pytest.raises(InvalidArgument, match=r"pipe\.yaml: is a pipe or a device"):
+                await mesh.run(scenario_suite=suite)
+
+
+async def test_a_key_comes_out_of_its_folder_alone(mesh: Mesh, server: str, tmp_path: Path) -> None:
+    def there(key_file: str) -> v1.Target:
+        endpoint = v1.OpenAiEndpoint(base_url=server, model="good", api_key_file=key_file)
+        return v1.Target(openai=endpoint)
+
+    (tmp_path / "secret").write_text("hunter2\n")
+    with pytest.raises(PermissionDenied, match=r"eval\.key_root"):
+        await mesh.run(scenario_suite="suites/shop", candidate=there(str(tmp_path / "secret")))
+    keys = tmp_path / "home" / "keys"
+    keys.mkdir()
+    (keys / "there").write_text("s3cret\n")
+    _, events = await mesh.run(scenario_suite="suites/shop", candidate=there("there"))
+    assert [e.event.trial.infra_error for e in events if e.event.HasField("trial")] == [""] * 8
 
 
 async def test_a_full_queue_is_retried_and_then_infrastructure(mesh: Mesh, tmp_path: Path) -> None:

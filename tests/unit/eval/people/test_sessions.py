@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,15 @@ async def test_a_retried_creation_gives_the_same_session(desk: Desk) -> None:
     assert one.id == two.id
     with pytest.raises(AlreadyExists):
         await desk.sessions.open_chat(replace(ANA, request_id="r", task="unclear"), "models/shop", hidden=False)
+
+
+async def test_the_same_creation_many_times_at_once_gives_one_session(desk: Desk) -> None:
+    chat = [desk.sessions.open_chat(replace(ANA, request_id="c"), "models/shop", hidden=False) for _ in range(6)]
+    assert len({session.id for session in await asyncio.gather(*chat)}) == 1
+    sides = "models/shop", "models/chatmill-tiny"
+    battle = [desk.sessions.open_battle(replace(ANA, request_id="b"), *sides) for _ in range(6)]
+    assert len({session.id for session in await asyncio.gather(*battle)}) == 1
+    assert len(desk.sessions.newest(100, None, "")) == 2
 
 
 async def test_wrong_subjects_labels_and_turns_are_refused(desk: Desk) -> None:
