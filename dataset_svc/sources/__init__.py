@@ -26,7 +26,7 @@ from dataset_svc.sources.sharegpt import ShareGPT
 
 SHAPES: tuple[Shape, ...] = (Neutral(), ShareGPT(), MultiWOZ(), OpenAIMessages())
 
-_KEYS_OF_CONVERSATIONS = ("messages", "conversations", "log")
+_SHOWN_KEYS = 6
 
 
 @dataclass(slots=True)
@@ -139,11 +139,11 @@ def _beginning(file: SourceFile) -> tuple[str, int]:
 
 
 def _not_a_conversation(record: Record) -> Exception:
-    keys = [key for key in _KEYS_OF_CONVERSATIONS if key in record.data]
-    problem = f"see what is under {keys[0]!r}" if keys else "it has no messages, conversations or log"
+    keys = ", ".join(map(repr, list(record.data)[:_SHOWN_KEYS])) or "none"
+    more = ", ..." if len(record.data) > _SHOWN_KEYS else ""
     return bad_source(
         record.place,
-        f"is JSON, but not a conversation in a known format ({problem})",
+        f"is JSON, but not a conversation in a known format (its keys: {keys}{more})",
         "Known: neutral (messages with customer and agent), openai (messages with user and assistant), "
         "sharegpt (conversations with from and value), multiwoz (log with text). "
         "For another format write a dataset class with its own `read`",

@@ -105,9 +105,9 @@ def build_message(
     role = role_of(spelling) if isinstance(spelling, str) else None
     if role is None:
         hint = nearest(spelling, KNOWN_ROLES) if isinstance(spelling, str) else ""
-        # With no known one near, what stands there may be anything.
-        problem = f"has the unknown role {spelling!r}{hint}" if hint or spelling is None else "has an unknown role"
-        raise bad_message(record, number, problem, f"Known: {', '.join(KNOWN_ROLES)}")
+        raise bad_message(
+            record, number, f"has the unknown role {spelling!r}{hint}", f"Known: {', '.join(KNOWN_ROLES)}"
+        )
     tool = str(name) if name else None
     if role == "tool" and tool == TRANSFER_TO_HUMAN and kind == "call":
         arguments = {str(k): v for k, v in data.items()} if isinstance(data, dict) else {}

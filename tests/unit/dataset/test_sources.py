@@ -234,10 +234,7 @@ BAD: dict[str, tuple[bytes | str, str]] = {
     "a number on a line": (LINE + "17\n", "log:2: this line is a number, not an object"),
     "a list of texts": ('["a", "b"]', "log:1: this element is a text, not an object"),
     "empty list": ("[]", "log: holds no conversations"),
-    "other json": (
-        jsonl({"instruction": "a", "output": "b"}),
-        "it has no messages, conversations or log.*Known: neutral",
-    ),
+    "other json": (jsonl({"instruction": "a", "output": "b"}), "its keys: 'instruction', 'output'.*Known: neutral"),
     "other json document": (json.dumps({"a": {"b": 1}}, indent=2), "log:1: is JSON, but not a conversation"),
     "mixed formats": (jsonl(NEUTRAL, NEUTRAL, SHAREGPT), "log:3: .*sharegpt format, but the file began as neutral"),
     "unknown role": (
@@ -281,9 +278,7 @@ def test_bad_files_get_one_clear_line(tmp_path: Path, name: str) -> None:
 SECRET = "tok-4711"
 QUOTED = {
     "text": f"{SECRET}: ana",
-    "keys": json.dumps({SECRET: "ana"}),
     "other things under messages": json.dumps({"messages": {SECRET: 1}}),
-    "role": jsonl({"messages": [{"role": "user", "content": "a"}, {"role": SECRET, "content": "b"}]}),
     "content": jsonl({"messages": [{"role": "user", "content": {"key": SECRET}}]}),
     "document": f'["a" {SECRET}]',
     "number": '{"messages": [], "key": 4711e4711}\n',
@@ -293,6 +288,7 @@ QUOTED = {
 
 @pytest.mark.parametrize("name", sorted(QUOTED))
 def test_complaints_do_not_quote_the_file(tmp_path: Path, name: str) -> None:
+    """But for the keys and the roles of what is nearly a conversation: those say what has to be mended."""
     with pytest.raises(InvalidArgument, match="log") as caught:
         read(put(tmp_path, QUOTED[name]))
     told = f"{caught.value.message} {caught.value.metadata}"
