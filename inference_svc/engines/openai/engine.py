@@ -310,7 +310,8 @@ class UpstreamEngine:
     def _translated(self, error: openai.APIError | httpx.HTTPError) -> ChatmillError:
         where = f"The access point {self._parameters.base_url}"
         if not isinstance(error, openai.APIStatusError):
-            return Unavailable(f"{where} can't be reached: {error}.", reason="UPSTREAM_UNREACHABLE", retry_after=1.0)
+            why = str(error).rstrip(".")
+            return Unavailable(f"{where} can't be reached: {why}.", reason="UPSTREAM_UNREACHABLE", retry_after=1.0)
         status, text = error.status_code, str(error.message)[:500]
         if status == 429:
             return ResourceExhausted(
