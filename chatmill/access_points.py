@@ -32,8 +32,8 @@ def check_url(url: str) -> None:
         raise ValueError("has no host, or a port that is none; for example http://127.0.0.1:8000/v1")
     if "@" in parts.netloc or "?" in url or "#" in url:
         raise ValueError(
-            "must hold no user, password, query or fragment, since it is shown to everybody. Put a key into the file "
-            "that inference.remote_key_file names"
+            "must hold no user, password, query or fragment, since it is shown to everybody. A key stands in a file: "
+            "the one in inference.remote_key_file, or for an evaluation the target's api_key_file"
         )
 
 
