@@ -22,9 +22,6 @@ from inference_svc.generation import FunctionCall, Message, Overflow, Role, Tool
 CONTEXT_OVERFLOW = "CONTEXT_OVERFLOW"
 """Reason of the InvalidArgument for a prompt that is longer than the context."""
 
-LONG_TEXT = 16_384
-"""Texts of more characters take milliseconds to tokenize."""
-
 _MARKUP = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 _WORD_EDGE = re.compile(r"(?<=\W)(?=\w)|(?<=\w)(?=\W)")
 
@@ -80,14 +77,18 @@ class ChatPrompts:
             FailedPrecondition: the model has no chat template.
             InvalidArgument: on `messages`: the template refuses them, or a text is not valid Unicode.
         """
+        return self._tokenize(self.texts(messages, tools))
+
+    def texts(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[str]:
+        """What `encode` tokenizes, each text by itself: the rendered conversation, cut where a control token's literal
+        is broken up. Raises what `encode` raises."""
         if not self.template:
             raise FailedPrecondition(
                 "The model has no chat template. Give a base whose tokenizer_config.json has one, or send plain text.",
                 reason="NO_CHAT_TEMPLATE",
             )
         marker = _unused_character(messages, tools)
-        rendered = self._render(messages, tools, marker)
-        return self._tokenize(rendered, marker)
+        return _cut(self._render(messages, tools, marker), marker)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a plain text; control tokens in it stay text and nothing is added around it.
@@ -97,7 +98,7 @@ class ChatPrompts:
         """
         check_unicode(text, "text")
         marker = _unused_character([Message(Role.USER, text)], ())
-        return self._tokenize(self._neutral(text, marker), marker)
+        return self._tokenize(_cut(self._neutral(text, marker), marker))
 
     def fit(
         self,
@@ -115,7 +116,18 @@ class ChatPrompts:
         Raises:
             InvalidArgument: on `messages`, reason `CONTEXT_OVERFLOW`: too long, with all or with nothing left to drop.
         """
-        ids = self.encode(messages, tools)
+        return self.fitted(self.encode(messages, tools), messages, tools, limit=limit, overflow=overflow)
+
+    def fitted(
+        self,
+        ids: list[int],
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        limit: int,
+        overflow: Overflow = Overflow.REJECT,
+    ) -> Prompt:
+        """`fit`, where the token ids of all messages are known."""
         if len(ids) <= limit:
             return Prompt(ids)
         if overflow is Overflow.TRUNCATE_OLDEST:
@@ -209,15 +221,14 @@ class ChatPrompts:
             return {self._neutral(str(k), marker): self._neutral_tree(v, marker) for k, v in value.items()}
         return value
 
-    def _tokenize(self, text: str, marker: str) -> list[int]:
-        ids: list[int] = []
-        for part in text.split(marker):
-            if len(part) > LONG_TEXT:
-                # Unlike `encode` this leaves the interpreter to other threads meanwhile.
-                ids.extend(self._backend.encode_batch([part], add_special_tokens=False)[0].ids)
-            elif part:
-                ids.extend(self._backend.encode(part, add_special_tokens=False).ids)
-        return ids
+    def _tokenize(self, texts: Sequence[str]) -> list[int]:
+        # Unlike `encode` this leaves the interpreter to other threads meanwhile, and notes no places of tokens.
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [token for encoding in encodings for token in encoding.ids]
+
+
+def _cut(text: str, marker: str) -> list[str]:
+    return [part for part in text.split(marker) if part]
 
 
 def _broken(literal: str, marker: str) -> str:

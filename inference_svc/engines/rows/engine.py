@@ -28,6 +28,7 @@ from inference_svc.engines.rows import loading
 from inference_svc.engines.rows.adapters import read_adapter
 from inference_svc.engines.rows.constraint import ConstraintCompiler
 from inference_svc.engines.rows.detokenize import StopFinder, TextTable
+from inference_svc.engines.rows.encoder import Encoder
 from inference_svc.engines.rows.parameters import RowsParameters, check_request
 from inference_svc.engines.rows.prefix_cache import PrefixCache
 from inference_svc.engines.rows.row import Row
@@ -68,6 +69,7 @@ class RowsEngine:
         self._scheduler: Scheduler | None = None
         self._info: BaseInfo | None = None
         self._prompts: ChatPrompts
+        self._encoder: Encoder
         self._constraints: ConstraintCompiler
         self._table: TextTable
         self._cache: PrefixCache
@@ -113,6 +115,7 @@ class RowsEngine:
             await worker.stop()
             self._worker = None
             raise
+        self._encoder = Encoder(loaded.tokenizer.backend_tokenizer)
         self._prompts = ChatPrompts(loaded.tokenizer)
         self._constraints = ConstraintCompiler(loaded.tokenizer, loaded.info.vocabulary_size, loaded.info.end_token_ids)
         self._info = loaded.info
@@ -139,7 +142,7 @@ class RowsEngine:
             adapter.users += 1
             adapter.idle.clear()
         try:
-            prompt = await self._prompt(request, info)
+            prompt = await self._prompt(request, info, worker)
             row = self._row(request, prompt, adapter, submitted)
             if request.constraint is not None:
                 row.constraint = await asyncio.to_thread(self._constraints.compile, request.constraint)
@@ -237,6 +240,7 @@ class RowsEngine:
         if worker is None:
             return
         await worker.stop()
+        await self._encoder.close()
         if scheduler is not None:
             scheduler.release()
         for request_id in list(self._generations):
@@ -260,7 +264,7 @@ class RowsEngine:
             raise NotFound(f"adapter {key} is not loaded.", reason="ADAPTER_NOT_LOADED")
         return adapter
 
-    async def _prompt(self, request: GenerationRequest, info: BaseInfo) -> Prompt:
+    async def _prompt(self, request: GenerationRequest, info: BaseInfo, worker: Worker[_Item]) -> Prompt:
         wanted = request.sampling.max_output_tokens
         # Without a wish one token must fit, else all that was asked for.
         limit = info.context_length - (wanted or 1)
@@ -275,7 +279,16 @@ class RowsEngine:
         size = sum(len(message.content) for message in request.messages) + len(request.text or "")
         if size > LONG_PROMPT:
             return await asyncio.to_thread(self._fit, request, limit)
-        return self._fit(request, limit)
+        if not request.messages or len(self._generations) == 1:
+            # To wake another thread and be woken by it takes a request that is alone longer than it saves.
+            return self._fit(request, limit)
+        messages, tools = request.messages, request.tools
+        worker.coming += 1
+        try:
+            ids = await self._encoder.encode(self._prompts.texts(messages, tools))
+        finally:
+            worker.coming -= 1
+        return self._prompts.fitted(ids, messages, tools, limit=limit, overflow=request.overflow)
 
     def _fit(self, request: GenerationRequest, limit: int) -> Prompt:
         if request.messages:

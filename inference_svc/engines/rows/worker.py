@@ -74,6 +74,8 @@ class Worker(Generic[Item]):
 
     Attributes:
         bell: for steps that can ring it, or None.
+        coming: requests on their way here that only wait for something which does not need the event loop. Written on
+            the loop.
     """
 
     def __init__(self, name: str, deliver: Callable[[list[Item]], None]) -> None:
@@ -83,6 +85,7 @@ class Worker(Generic[Item]):
         self._out: list[Item] = []
         self._batches: deque[list[Item]] = deque()
         self.bell = bell.made(self._loop, self._pass_on)
+        self.coming = 0
         self._work: Work | None = None
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_SECONDS))
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -191,32 +194,36 @@ class Worker(Generic[Item]):
     def _take_commands(self) -> bool:
         """Run what was posted; waits for the first command if there is nothing else to do. False at the end."""
         wait = (self._work is None or self._work.idle) and not self._out
-        taken = self._drain(wait=wait)
+        taken = self._drain(None if wait else 0.0)
         # Only when there was nothing to do: running rows must not wait for those who may come.
         newest = monotonic() if wait else 0.0
         longest = newest + LONGEST_GATHER
-        while taken is not None and (began := monotonic()) < min(longest, newest + GATHER_SECONDS):
-            self._turn()
-            taken = self._drain(wait=False)
+        while taken is not None and (began := monotonic()) < (until := min(longest, newest + GATHER_SECONDS)):
+            if self.coming:
+                taken = self._drain(until - began)
+            else:
+                self._turn()
+                taken = self._drain(0.0)
             if taken:
                 newest = monotonic()
-            elif monotonic() - began < QUIET_SECONDS:
+            elif not self.coming and monotonic() - began < QUIET_SECONDS:
                 break
         return taken is not None
 
-    def _drain(self, *, wait: bool) -> int | None:
-        """Run what is posted now; how many commands that were, or None at the end."""
+    def _drain(self, seconds: float | None) -> int | None:
+        """Run what is posted; waits so long for the first of it, None for ever. How many commands that were, or None at
+        the end."""
         taken = 0
         while True:
             try:
-                command = self._commands.get(block=wait)
+                command = self._commands.get(block=seconds != 0.0, timeout=seconds or None)
             except Empty:
                 return taken
             if command is None:
                 return None
             command()
             taken += 1
-            wait = False
+            seconds = 0.0
 
     def _turn(self) -> bool:
         """Let the event loop go round: what it has been told before, and the tasks which that woke, have run then.

@@ -75,6 +75,34 @@ async def test_gathering_goes_on_as_long_as_more_come(monkeypatch: pytest.Monkey
     assert list(map(len, steps.seen)) == [5]
 
 
+async def test_gathering_waits_for_what_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_svc.engines.rows.worker.GATHER_SECONDS", 5.0)
+    monkeypatch.setattr("inference_svc.engines.rows.worker.LONGEST_GATHER", 60.0)
+    done = asyncio.Event()
+    worker, steps = await _started(lambda batch: done.set())
+    worker.coming = 1
+    worker.post(lambda: steps.there.append("first"))
+    # Long turns of a loop with nothing to do, which would end the gathering otherwise.
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    assert not steps.seen
+    worker.coming = 0
+    worker.post(lambda: steps.there.append("second"))
+    await done.wait()
+    await worker.stop()
+    assert steps.seen == [["first", "second"]]
+
+
+async def test_nobody_waits_long_for_what_never_comes() -> None:
+    done = asyncio.Event()
+    worker, steps = await _started(lambda batch: done.set())
+    worker.coming = 1
+    worker.post(lambda: steps.there.append("first"))
+    await asyncio.wait_for(done.wait(), 100 * LONGEST_GATHER)
+    await worker.stop()
+    assert steps.seen == [["first"]]
+
+
 async def test_gathering_has_an_end() -> None:
     worker, steps = await _started(lambda batch: None)
     patience = time.perf_counter() + 1000 * LONGEST_GATHER

@@ -1,5 +1,7 @@
 """From messages to token ids: customer text is never a control token, and overflow is counted."""
 
+import threading
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from chatmill import errors
 from inference_svc.generation import FunctionCall, Message, Overflow, Role, Tool
-from inference_svc.prompts import LONG_TEXT, ChatPrompts
+from inference_svc.prompts import ChatPrompts
 
 
 def build(template=TEMPLATE):
@@ -121,7 +123,28 @@ def test_what_a_template_refuses_and_a_model_without_one():
         PROMPTS.encode([user("\ud800")])
 
 
-def test_long_texts_have_the_ids_of_short_ones():
-    text = "word 1 2 3. " * (LONG_TEXT // 10)
-    assert len(text) > LONG_TEXT
-    assert PROMPTS.encode_text(text) == PROMPTS._backend.encode(text, add_special_tokens=False).ids
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(alphabet=st.characters(blacklist_categories=["Cs"]), max_size=40), min_size=1, max_size=4))
+def test_a_conversation_is_tokenized_the_same_by_whoever_does_it(contents):
+    messages = [user(text + SPECIAL[0]) for text in contents]
+    texts = PROMPTS.texts(messages)
+    assert all(texts)
+    ids = [i for text in texts for i in TOKENIZER.backend_tokenizer.encode(text, add_special_tokens=False).ids]
+    assert PROMPTS.encode(messages) == ids
+    assert PROMPTS.fitted(ids, messages, limit=len(ids)) == PROMPTS.fit(messages, limit=len(ids))
+    with pytest.raises(errors.InvalidArgument) as refused:
+        PROMPTS.fitted(ids, messages, limit=len(ids) - 1)
+    assert refused.value.reason == "CONTEXT_OVERFLOW"
+
+
+def test_a_long_text_leaves_the_interpreter_to_others():
+    text = "word 1 2 3. " * 200_000
+    found = []
+    thread = threading.Thread(target=lambda: found.append(PROMPTS.encode_text(text)))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        thread.join(0.001)
+        turns += 1
+    assert turns > 20
+    assert found[0] == TOKENIZER.backend_tokenizer.encode(text, add_special_tokens=False).ids
