@@ -1,16 +1,24 @@
-"""Chatmill over gRPC: the inference service in a process of its own, a client of the contract here."""
+"""Chatmill over gRPC: the inference service in a process of its own.
+
+Rounds ask it over the wire that all servers are asked over; `stream` is a client of the contract.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import unquote
 
-from benchmarks.sides.base import ServerSide, python
+import grpc
+
+from benchmarks.sides.base import python
+from benchmarks.sides.wire import Asked, Heard, WiredSide, deliveries, messages
 from chatmill.common.v1 import Message, Role
 from chatmill.errors import ChatmillError
 from chatmill.inference.v1 import (
     GenerateRequest,
+    GenerateResponse,
     GenerationSpec,
     InferenceServiceStub,
     ListServedModelsRequest,
@@ -19,7 +27,7 @@ from chatmill.inference.v1 import (
 from chatmill.runtime import channel
 
 
-class Chatmill(ServerSide):
+class Chatmill(WiredSide):
     """See the module."""
 
     name = "chatmill"
@@ -32,6 +40,7 @@ class Chatmill(ServerSide):
 
     async def start(self) -> None:
         """Start the service and connect."""
+        self.wire()  # what is missing is told before anything starts
         program = (python(), "-m", "benchmarks.sides.serve_chatmill")
         await self.launch(*program, str(self.folder), str(self.port), *self.settings)
         await self.wait_ready()
@@ -59,8 +68,31 @@ class Chatmill(ServerSide):
             elif event.HasField("finished"):
                 yield event.finished.usage.output_tokens - seen
 
+    def asked(self, prompt: str) -> Asked:
+        """See `WiredSide.asked`."""
+        message = self.request(prompt).SerializeToString()
+        return Asked(
+            f"http://127.0.0.1:{self.port}/chatmill.inference.v1.InferenceService/Generate",
+            ("content-type: application/grpc", "te: trailers"),
+            b"\0" + len(message).to_bytes(4, "big") + message,
+            http2=True,
+        )
+
+    def tokens(self, heard: Heard) -> list[tuple[float, int]]:
+        """See `WiredSide.tokens`."""
+        heard.check()
+        check_status(heard.headers)
+        times: list[float] = []
+        for moment, message in messages(heard.chunks):
+            event = GenerateResponse.FromString(message).event
+            if event.HasField("delta"):
+                times.append(moment)
+            elif event.HasField("finished"):
+                return deliveries(times, event.finished.usage.output_tokens, moment)
+        raise RuntimeError("the stream ended without saying that it finished")
+
     def request(self, prompt: str) -> GenerateRequest:
-        """What `stream` sends."""
+        """What is sent."""
         return GenerateRequest(
             spec=GenerationSpec(
                 model="models/bench",
@@ -74,3 +106,11 @@ class Chatmill(ServerSide):
         if self._channel is not None:
             await self._channel.close()
         await super().stop()
+
+
+def check_status(headers: dict[str, str]) -> None:
+    """Raises RuntimeError, with the status and its message, unless a call's trailers say that it went well."""
+    code = headers.get("grpc-status", "")
+    if code != "0":
+        name = next((known.name for known in grpc.StatusCode if str(known.value[0]) == code), f"grpc-status {code!r}")
+        raise RuntimeError(f"{name}: {unquote(headers.get('grpc-message', ''))}")

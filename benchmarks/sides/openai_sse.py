@@ -1,6 +1,6 @@
 """Servers that speak the OpenAI protocol over server-sent events: `transformers serve`, the usual tutorial, llama.cpp.
 
-The client here reads the bare stream and parses nothing but the end, so that its own cost is as small as ours.
+Rounds ask them over the wire that all servers are asked over; `stream` is for whoever has time to read meanwhile.
 """
 
 from __future__ import annotations
@@ -13,11 +13,41 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from benchmarks.sides import gguf_file
-from benchmarks.sides.base import Missing, ServerSide, python
+from benchmarks.sides.base import Missing, python
+from benchmarks.sides.wire import Asked, Heard, WiredSide, deliveries, events
+
+DONE = b"[DONE]"
+UNFINISHED = "the stream ended without a finish reason"
 
 
-class SseSide(ServerSide):
-    """A side with `/v1/chat/completions`."""
+class SseSide(WiredSide):
+    """A side with `/v1/chat/completions`.
+
+    Nothing ends a turn in the model, so an answer that finished has all its tokens; some events hold several.
+    """
+
+    headers: tuple[str, ...] = ("content-type: application/json",)
+
+    def asked(self, prompt: str) -> Asked:
+        """See `WiredSide.asked`."""
+        url = f"http://127.0.0.1:{self.port}/v1/chat/completions"
+        return Asked(url, self.headers, json.dumps(self.body(prompt)).encode(), http2=False)
+
+    def tokens(self, heard: Heard) -> list[tuple[float, int]]:
+        """See `WiredSide.tokens`."""
+        heard.check()
+        times: list[float] = []
+        end: float | None = None
+        for moment, data in events(heard.chunks):
+            if data == DONE:
+                continue
+            spoken, finished = understood(data)
+            if spoken:
+                times.append(moment)
+            end = moment if finished else end
+        if end is None:
+            raise RuntimeError(UNFINISHED)
+        return deliveries(times, self.max_new, end)
 
     async def stream(self, prompt: str) -> AsyncIterator[int]:
         """One streamed chat completion; each event with text counts as one token, the last as the rest."""
@@ -33,15 +63,13 @@ class SseSide(ServerSide):
             async for line in reader:
                 if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                     continue
-                event = json.loads(line[6:])
-                choice = (event.get("choices") or [{}])[0]
-                if choice.get("delta", {}).get("content"):
+                spoken, ends = understood(line[6:])
+                if spoken:
                     seen += 1
                     yield 1
-                finished = finished or choice.get("finish_reason") is not None
+                finished = finished or ends
             if not finished:
-                raise RuntimeError("the stream ended without a finish reason")
-            # Nothing ends a turn in this model, so a stream that finished has all its tokens; some events hold several.
+                raise RuntimeError(UNFINISHED)
             yield self.max_new - seen
         finally:
             writer.close()
@@ -57,6 +85,12 @@ class SseSide(ServerSide):
         }
 
 
+def understood(event: bytes) -> tuple[bool, bool]:
+    """Whether an event has text, and whether it says that the answer is finished."""
+    choice = (json.loads(event).get("choices") or [{}])[0]
+    return bool(choice.get("delta", {}).get("content")), choice.get("finish_reason") is not None
+
+
 class TransformersServe(SseSide):
     """`transformers serve`: one request after another through `generate`."""
 
@@ -65,6 +99,7 @@ class TransformersServe(SseSide):
 
     async def start(self) -> None:
         """Start it with the model preloaded."""
+        self.wire()  # what is missing is told before anything starts
         command = Path(python()).with_name("transformers")
         if not command.exists():
             raise Missing(f"{command} is not there")
@@ -92,6 +127,7 @@ class Tutorial(SseSide):
 
     async def start(self) -> None:
         """Start it."""
+        self.wire()  # what is missing is told before anything starts
         await self.launch(python(), "-m", "benchmarks.sides.serve_tutorial", str(self.folder), str(self.port))
         await self.wait_ready()
 
@@ -103,12 +139,15 @@ class LlamaCpp(SseSide):
     """
 
     name = "llama.cpp"
+    # Each connection that is kept holds one of its threads for seconds, and further requests would wait for those.
+    headers = (*SseSide.headers, "connection: close")
 
     async def start(self) -> None:
         """Start it with a slot for each request, at most 32."""
         program = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
         if not program:
             raise Missing("set LLAMA_SERVER to llama.cpp's llama-server")
+        self.wire()  # what is missing is told before anything starts
         weights = os.environ.get("LLAMA_GGUF") or str(gguf_file.write(self.folder, self.folder / "model.gguf"))
         slots = min(32, self.most)
         sizes = ("--parallel", str(slots), "--ctx-size", str(slots * 256), "--threads", str(os.cpu_count() or 1))

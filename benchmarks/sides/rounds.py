@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.sides.base import Side
+from benchmarks.sides.wire import Heard, WiredSide
 
 
 @dataclass(slots=True)
@@ -63,11 +64,35 @@ async def one(side: Side, prompt: str, seen: Seen) -> int:
     return tokens
 
 
+def read(side: WiredSide, heard: Heard, seen: Seen) -> int:
+    """What `one` does, from an answer that has been written down."""
+    try:
+        deliveries = side.tokens(heard)
+    except Exception as error:
+        seen.failures += 1
+        print(f"  {side.name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 0
+    last = heard.begun
+    for number, (moment, _) in enumerate(deliveries):
+        (seen.gaps if number else seen.first).append(moment - last)
+        last = moment
+    tokens = sum(count for _, count in deliveries)
+    seen.failures += tokens != side.max_new
+    return tokens
+
+
 async def play(side: Side, batch: Sequence[str], seen: Seen) -> None:
-    """One round: a batch at once."""
+    """One round: a batch at once. A server's answers are read when all have come."""
     begun = time.perf_counter()
-    tokens = await asyncio.gather(*(one(side, prompt, seen) for prompt in batch))
-    seen.speeds.append(sum(tokens) / (time.perf_counter() - begun))
+    if isinstance(side, WiredSide):
+        # Nothing else is to be done here meanwhile, so this thread may as well wait: another one would cost more.
+        heard = side.wire().send([side.asked(prompt) for prompt in batch])
+        seconds = time.perf_counter() - begun
+        tokens = [read(side, answer, seen) for answer in heard]
+    else:
+        tokens = await asyncio.gather(*(one(side, prompt, seen) for prompt in batch))
+        seconds = time.perf_counter() - begun
+    seen.speeds.append(sum(tokens) / seconds)
     seen.rss = max(seen.rss, side.rss_bytes())
 
 

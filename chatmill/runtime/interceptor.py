@@ -86,6 +86,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, middlewares: Sequence[Middleware], max_message_bytes: int) -> None:
         self._middlewares = tuple(middlewares)
         self._max_message_bytes = max_message_bytes
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -96,6 +97,13 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = handler, self._wrap(method, handler)
+        return known[1]
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         make = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
@@ -104,7 +112,7 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         }[handler.request_streaming, handler.response_streaming]
         behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         wrap = self._streaming if handler.response_streaming else self._single
-        wrapped: Any = wrap(handler_call_details.method, behavior, handler.request_streaming)
+        wrapped: Any = wrap(method, behavior, handler.request_streaming)
         return make(wrapped, _readable(handler.request_deserializer), handler.response_serializer)
 
     def _check_size(self, message: Any, method: str) -> None:
