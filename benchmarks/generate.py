@@ -8,7 +8,8 @@ at once, round after round. The sides take turns, so that what else the machine 
 another's turn is. A turn is one round; of single requests it is ten, one after the other, since one alone would mostly
 show how a process wakes up whose turn it has not been for seconds. A figure is the median of the rounds. Greedy,
 100-token prompts, 64 new tokens. No prompt is used twice and all begin differently, so that no side's prefix cache
-finds anything; every side gets the same ones. Every side may use all cores, and the client runs on the same ones.
+finds anything; every side gets the same ones. Every side may use all cores, and the client runs on the same ones: for
+every server the same, which only notes when which bytes came, and reads them after the round.
 First-token and inter-token times are what a client sees: from sending the request to the first delivery that has text,
 and from each delivery to the next.
 
