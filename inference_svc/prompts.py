@@ -49,6 +49,9 @@ class ChatPrompts:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._backend = tokenizer.backend_tokenizer
+        # Some are saved as a training left them, which pads what is tokenized together and cuts what is long.
+        self._backend.no_padding()
+        self._backend.no_truncation()
         template = tokenizer.chat_template
         self.template: str = template if isinstance(template, str) else ""
         self._writes_tool_calls = "tool_calls" in self.template

@@ -137,6 +137,15 @@ def test_a_conversation_is_tokenized_the_same_by_whoever_does_it(contents):
     assert refused.value.reason == "CONTEXT_OVERFLOW"
 
 
+def test_a_tokenizer_that_was_saved_with_padding_and_truncation_does_neither():
+    left = build()
+    left.backend_tokenizer.enable_padding(pad_id=7, length=None)
+    left.backend_tokenizer.enable_truncation(5)
+    messages = [user(f"a short one {SPECIAL[0]} and a longer one, which would be cut {SPECIAL[1]}")]
+    assert len(PROMPTS.texts(messages)) > 2
+    assert ChatPrompts(left).encode(messages) == PROMPTS.encode(messages)
+
+
 def test_a_long_text_leaves_the_interpreter_to_others():
     text = "word 1 2 3. " * 200_000
     found = []
