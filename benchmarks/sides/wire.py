@@ -1,8 +1,8 @@
-"""The client of every side that is a server: it writes down when which bytes came, and reads them after the round.
+"""The client of the rounds that servers play: it writes down when which bytes came, and reads them after the round.
 
-A load generator on the server's own cores must not take the processor that the server needs, and it must cost each
-server the same. So all of them are asked by libcurl, nothing is parsed while anyone still answers, and what the bytes
-mean is found afterwards.
+A load generator on the server's own cores must not take the processor that the server needs, and it must be the same
+one for each server. So all of them are asked by libcurl, nothing is parsed while anyone still answers, and what the
+bytes mean is found afterwards. Streams over HTTP/2 share a connection, as those of a gRPC channel do.
 """
 
 from __future__ import annotations

@@ -88,10 +88,13 @@ class Encoder:
             # Unlike one text's `encode` this lets go of the interpreter; the fast one leaves out where tokens stood.
             encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
             return [_Found(asked, [i for _ in asked.texts for i in next(encodings).ids]) for asked in batch]
-        except Exception as error:
-            # A vocabulary without an unknown token, say. Who else was in the batch must not notice.
+        except BaseException as error:
+            # A vocabulary without an unknown token, say, or a panic of the library, which is no Exception. Who else was
+            # in the batch must not notice.
             if len(batch) == 1:
-                return [_Found(batch[0], [], error)]
+                failure = RuntimeError(f"the tokenizer failed: {error}")
+                failure.__cause__ = error
+                return [_Found(batch[0], [], failure)]
             return [found for asked in batch for found in self._encoded([asked])]
 
 

@@ -69,7 +69,7 @@ class RowsEngine:
         self._scheduler: Scheduler | None = None
         self._info: BaseInfo | None = None
         self._prompts: ChatPrompts
-        self._encoder: Encoder
+        self._encoder: Encoder | None = None
         self._constraints: ConstraintCompiler
         self._table: TextTable
         self._cache: PrefixCache
@@ -240,7 +240,8 @@ class RowsEngine:
         if worker is None:
             return
         await worker.stop()
-        await self._encoder.close()
+        if self._encoder is not None:
+            await self._encoder.close()
         if scheduler is not None:
             scheduler.release()
         for request_id in list(self._generations):
@@ -279,13 +280,18 @@ class RowsEngine:
         size = sum(len(message.content) for message in request.messages) + len(request.text or "")
         if size > LONG_PROMPT:
             return await asyncio.to_thread(self._fit, request, limit)
-        if not request.messages or len(self._generations) == 1:
+        encoder = self._encoder
+        if encoder is None or not request.messages or len(self._generations) == 1:
             # To wake another thread and be woken by it takes a request that is alone longer than it saves.
             return self._fit(request, limit)
         messages, tools = request.messages, request.tools
         worker.coming += 1
         try:
-            ids = await self._encoder.encode(self._prompts.texts(messages, tools))
+            ids = await encoder.encode(self._prompts.texts(messages, tools))
+        except BaseException:
+            # The thread may be waiting for this one alone.
+            worker.post(lambda: None)
+            raise
         finally:
             worker.coming -= 1
         return self._prompts.fitted(ids, messages, tools, limit=limit, overflow=request.overflow)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from chatmill.errors import Aborted, InvalidArgument, Unavailable
+from chatmill.errors import Aborted, ChatmillError, InvalidArgument, Unavailable
 from inference_svc.engines.base import BaseSpec, Generation
 from inference_svc.engines.rows.encoder import MOST_AT_ONCE, Encoder
 from inference_svc.engines.rows.engine import RowsEngine
@@ -81,6 +81,27 @@ async def test_a_text_that_fails_fails_alone() -> None:
     assert "UNK" in str(found[2])
 
 
+class Panic(BaseException):
+    """As the library raises it: not an Exception."""
+
+
+class Fragile(Noted):
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> list[Any]:
+        if "panic" in texts:
+            raise Panic("at the disco")
+        return super().encode_batch_fast(texts, **options)
+
+
+async def test_a_panic_of_the_library_is_one_request_s_error() -> None:
+    encoder = Encoder(Fragile())
+    found = await asyncio.gather(*(encoder.encode([text]) for text in ("1", "panic", "2")), return_exceptions=True)
+    assert [found[0], found[2]] == [[1], [2]]
+    assert isinstance(found[1], RuntimeError)
+    assert "disco" in str(found[1])
+    assert await encoder.encode(["3"]) == [3]
+    await encoder.close()
+
+
 async def test_who_has_gone_is_no_trouble_and_closing_answers_the_rest() -> None:
     noted = Noted()
     encoder = Encoder(noted)
@@ -112,6 +133,15 @@ async def test_a_burst_gets_what_each_would_get_alone(engine: RowsEngine) -> Non
     assert refused.reason == CONTEXT_OVERFLOW
     found = await asyncio.gather(*(read(stream) for stream in streams if isinstance(stream, Generation)))
     assert [ids for _, ids, _ in found] == alone
+
+
+async def test_an_engine_that_never_had_a_model_can_be_closed_while_it_loads(tmp_path: Path) -> None:
+    engine = RowsEngine(PARAMETERS)
+    loading = asyncio.create_task(engine.load_base(BaseSpec("tiny", "1", tmp_path)))
+    await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(ChatmillError):
+        await loading
 
 
 async def test_an_engine_that_is_closed_leaves_nobody_waiting(folder: Path) -> None:
