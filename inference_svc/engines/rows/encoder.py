@@ -1,8 +1,7 @@
 """Tokenizes what several requests brought, together, on a thread that does not hold the interpreter meanwhile.
 
-A prompt of 100 tokens takes the tokenizer a third of a millisecond, as much as all else that the event loop does for a
-request before the engine has it, and 32 that come at once would follow each other there. This module knows no model and
-no request.
+To tokenize a prompt is much of what the event loop would do for a request before the engine has it, and prompts that
+come at once would follow each other there. This module knows no model and no request.
 """
 
 from __future__ import annotations
@@ -61,8 +60,9 @@ class Encoder:
 
     def _run(self) -> None:
         while batch := self._next():
+            found = self._encoded(batch)
             try:
-                self._loop.call_soon_threadsafe(_answer, self._encoded(batch))
+                self._loop.call_soon_threadsafe(_answer, found)
             except RuntimeError:
                 log.debug("the event loop is gone; nobody waits for token ids any more")
                 return
