@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psutil
+
+from chatmill.ports import free_port
 
 
 class Missing(Exception):
@@ -57,7 +58,7 @@ class ServerSide(Side):
 
     def __init__(self, folder: Path, max_new: int, most: int) -> None:
         super().__init__(folder, max_new, most)
-        self.port = free_port()
+        self.port = free_port("127.0.0.1")
         self._process: asyncio.subprocess.Process | None = None
         self._log = Path(os.environ.get("TMPDIR", "/tmp")) / f"bench-{self.name}.log"  # noqa: S108
 
@@ -107,13 +108,6 @@ class ServerSide(Side):
         assert self._process is not None
         process = psutil.Process(self._process.pid)
         return sum(p.memory_info().rss for p in (process, *process.children(recursive=True)))
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def python() -> str:

@@ -12,6 +12,7 @@ from chatmill.cli.supervision.process import Part
 from chatmill.config import SERVICES, Config
 from chatmill.errors import FailedPrecondition, NotFound
 from chatmill.plugins import install_command, nearest
+from chatmill.ports import free_port
 
 MODULES = {"dataset": "dataset_svc", "factory": "factory_svc", "inference": "inference_svc", "eval": "eval_svc"}
 BRIDGE = "bridge"
@@ -59,13 +60,6 @@ def configured(config: Config, names: Iterable[str]) -> list[Part]:
 def private(names: Iterable[str]) -> list[Part]:
     """The services on loopback and free ports, for one command alone."""
     return [Part(name, MODULES.get(name, name), LOOPBACK, free_port(LOOPBACK), grpc=name != BRIDGE) for name in names]
-
-
-def free_port(host: str) -> int:
-    """A port that nothing listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host.strip("[]"), 0))
-        return int(probe.getsockname()[1])
 
 
 def check_ports(parts: Iterable[Part]) -> None:

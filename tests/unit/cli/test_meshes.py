@@ -15,6 +15,7 @@ from chatmill.cli import meshes
 from chatmill.cli.supervision import parts
 from chatmill.config import Config
 from chatmill.errors import ChatmillError, FailedPrecondition, Unavailable
+from chatmill.ports import free_port
 from chatmill.runtime import endpoint, health
 from chatmill.runtime.channel import connect_service
 from chatmill.runtime.server import Service, start
@@ -48,7 +49,7 @@ async def test_a_mesh_elsewhere_is_used_and_has_to_answer(tmp_path: Path) -> Non
         config = local_config(tmp_path, {"mesh.peers.factory": factory.channel.target})
         async with meshes.found_or_started(arguments(), config, quiet(), services=("factory",)) as found:
             assert (found.local, found.private) == (False, False)
-    gone = local_config(tmp_path, {"mesh.peers.factory": f"127.0.0.1:{parts.free_port('127.0.0.1')}"})
+    gone = local_config(tmp_path, {"mesh.peers.factory": f"127.0.0.1:{free_port('127.0.0.1')}"})
     with pytest.raises(Unavailable, match="can't be reached"):
         async with meshes.found_or_started(arguments(), gone, quiet(), services=("factory",)):
             pass

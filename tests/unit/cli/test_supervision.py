@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -152,9 +153,8 @@ def test_a_large_log_makes_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_ports_are_checked_before_anything_starts() -> None:
     part = parts.private(["eval"])[0]
     parts.check_ports([part])
-    import socket
-
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
         taken.bind((part.host, part.port))
         taken.listen(1)
         with pytest.raises(FailedPrecondition, match=r"choose another port with --option eval\.port=PORT \(0"):

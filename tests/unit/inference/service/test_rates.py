@@ -10,6 +10,7 @@ import pytest
 from serving_fakes import TINY, open_door, text_of
 
 from chatmill import errors
+from chatmill.ports import free_port
 from inference_svc import metrics
 from inference_svc.rates import Rates
 
@@ -20,9 +21,7 @@ def redis(tmp_path):
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed; scripts/install_system_packages.sh installs it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
     options = ["--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path)]
     process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
     try:

@@ -16,6 +16,7 @@ from test_upstream import ask, events_of
 from transformers import AutoModelForCausalLM
 
 from chatmill import errors
+from chatmill.ports import free_port
 from inference_svc.engines.base import BaseSpec
 from inference_svc.engines.openai.engine import UpstreamEngine
 from inference_svc.engines.openai.parameters import UpstreamParameters
@@ -30,7 +31,7 @@ def served(tmp_path_factory):
     """A folder with a model, and the URL of a server that serves it."""
     folder = tmp_path_factory.mktemp("upstream")
     tokenizer = make_model(folder)
-    port = _free_port()
+    port = free_port("127.0.0.1")
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port)]
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
@@ -48,14 +49,6 @@ def served(tmp_path_factory):
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _free_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.asynccontextmanager
