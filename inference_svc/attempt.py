@@ -231,7 +231,7 @@ class Attempt:
     def _sampling(self, lease: Lease) -> Sampling:
         """The request's values over the model's defaults over ours."""
         values = {k: v for k, v in lease.entry.sampling_defaults.items() if k in _SAMPLING_FIELDS}
-        return replace(Sampling(), **{**values, **self._request.sampling})  # type: ignore[arg-type]
+        return Sampling(**{**values, **self._request.sampling})  # type: ignore[arg-type]
 
     def _engine_request(self, messages: tuple[Message, ...], sampling: Sampling, lease: Lease) -> GenerationRequest:
         request = self._request

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import prometheus_client
 
 _LATENCY = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -48,3 +50,8 @@ REFUSED = prometheus_client.Counter("chatmill_refused_requests", "Requests that 
 UNCOUNTED_RATES = prometheus_client.Counter(
     "chatmill_uncounted_rates", "Requests that passed uncounted because the store of the rates could not be reached."
 )
+
+# What every reply counts. prometheus_client takes longer to look labels up than to count.
+finished, tokens = cache(FINISHED.labels), cache(TOKENS.labels)
+reply_seconds = cache(REPLY_SECONDS.labels)
+first_token_seconds, inter_token_seconds = cache(FIRST_TOKEN_SECONDS.labels), cache(INTER_TOKEN_SECONDS.labels)

@@ -364,12 +364,12 @@ class Pipeline:
     @staticmethod
     def _observe(event: ReplyFinished) -> None:
         model, usage, timing = event.served_by.model, event.usage, event.timing
-        metrics.FINISHED.labels(model, event.finish_reason).inc()
-        metrics.REPLY_SECONDS.labels(model).observe(timing.total_us / 1e6)
+        metrics.finished(model, event.finish_reason).inc()
+        metrics.reply_seconds(model).observe(timing.total_us / 1e6)
         if usage.output_tokens:
-            metrics.FIRST_TOKEN_SECONDS.labels(model).observe(timing.time_to_first_token_us / 1e6)
+            metrics.first_token_seconds(model).observe(timing.time_to_first_token_us / 1e6)
         if usage.output_tokens > 1:
-            metrics.INTER_TOKEN_SECONDS.labels(model).observe(timing.decode_us / 1e6 / (usage.output_tokens - 1))
+            metrics.inter_token_seconds(model).observe(timing.decode_us / 1e6 / (usage.output_tokens - 1))
         for kind, count in (
             ("prompt", usage.prompt_tokens),
             ("cached", usage.cached_prompt_tokens),
@@ -377,4 +377,4 @@ class Pipeline:
             ("discarded", usage.discarded_tokens),
         ):
             if count:
-                metrics.TOKENS.labels(model, kind).inc(count)
+                metrics.tokens(model, kind).inc(count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -32,6 +31,7 @@ from chatmill.inference.v1 import (
     UpdateOverridesRequest,
     UpdateOverridesResponse,
 )
+from chatmill.randomness import random_bytes
 from chatmill.runtime import Context
 from chatmill.runtime.identity import PRINCIPAL, REQUEST_ID
 from inference_svc import convert
@@ -111,5 +111,5 @@ class ServingAdminServicer(ServingAdminServiceServicer):
 
 def _request(request: GenerateRequest | CompleteRequest, context: Context) -> ChatRequest:
     # all calls that serve one evaluation carry the same id in their metadata, so by itself it names no generation
-    request_id = request.request_id or f"{REQUEST_ID.get()}-{secrets.token_hex(4)}"
+    request_id = request.request_id or f"{REQUEST_ID.get()}-{random_bytes()[:4].hex()}"
     return convert.request_from(request.spec, request_id, PRINCIPAL.get(), context.time_remaining())

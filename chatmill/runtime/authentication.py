@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from chatmill.config import Security
@@ -59,12 +58,11 @@ class Tokens:
         return matched
 
 
-def authenticate(security: Security) -> Callable[[Call], AbstractContextManager[None]]:
+def authenticate(security: Security) -> Callable[[Call], None]:
     """Middleware: know the caller by bearer token, or by certificate under mTLS; health checks need neither."""
     tokens = Tokens(security.token_file) if security.token_file else None
 
-    @contextmanager
-    def middleware(call: Call) -> Iterator[None]:
+    def middleware(call: Call) -> None:
         if security.mtls:
             names = list(call.context.auth_context().get("x509_common_name", ()))
             call.principal = names[0].decode("utf-8", "replace") if names else ""
@@ -79,6 +77,5 @@ def authenticate(security: Security) -> Callable[[Call], AbstractContextManager[
                 )
             call.principal = name
         PRINCIPAL.set(call.principal)
-        yield
 
     return middleware

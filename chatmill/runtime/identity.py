@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from contextvars import ContextVar
+
+from chatmill.randomness import random_bytes
 
 REQUEST_ID_KEY = "x-request-id"
 REQUEST_ID: ContextVar[str] = ContextVar("chatmill_request_id", default="")
@@ -18,4 +19,4 @@ HEALTH = "grpc.health.v1.Health"
 
 def new_request_id() -> str:
     """A fresh id, 32 hexadecimal characters."""
-    return uuid.uuid4().hex
+    return random_bytes().hex()

@@ -3,8 +3,8 @@
 gRPC knows four arities, and a streaming handler may be an async generator or a coroutine that calls `context.write`
 (grpc_health's Watch is one). An interceptor that wraps only the call that makes a generator misses every error raised
 while streaming. So this is the only interceptor in the project; whatever must happen around every call is a middleware:
-a context manager that gets a `Call`. Middlewares are entered in order, so the first is outermost; only one that
-has to wait for something is an async one, since those cost more.
+a function that gets a `Call`. It does its work before the handler runs, or returns a context manager to run the handler
+in, an async one if it has to wait for something. They are called and entered in order, so the first is outermost.
 
 What a middleware may rely on: exceptions of the handler arrive at its `yield`, in streams too; `grpc.aio.AbortError`
 means that the status is already sent and must be raised on; `asyncio.CancelledError` means that the client has gone or
@@ -72,7 +72,7 @@ class Call:
             yield self.checked(request)
 
 
-Middleware: TypeAlias = Callable[[Call], AbstractContextManager[None] | AbstractAsyncContextManager[None]]
+Middleware: TypeAlias = Callable[[Call], AbstractContextManager[None] | AbstractAsyncContextManager[None] | None]
 
 
 class MeshInterceptor(grpc.aio.ServerInterceptor):
@@ -126,11 +126,13 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
 
     async def _enter(self, stack: AsyncExitStack, call: Call) -> None:
         for middleware in self._middlewares:
-            manager = middleware(call)
-            if isinstance(manager, AbstractContextManager):
-                stack.enter_context(manager)
+            around = middleware(call)
+            if around is None:
+                continue
+            if isinstance(around, AbstractContextManager):
+                stack.enter_context(around)
             else:
-                await stack.enter_async_context(manager)
+                await stack.enter_async_context(around)
 
     def _single(self, method: str, behavior: Callable[..., Any], streams_in: bool) -> Callable[..., Awaitable[Any]]:
         async def handle(request: Any, context: Context) -> Any:

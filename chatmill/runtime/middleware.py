@@ -24,14 +24,12 @@ GONE_SECONDS = 1.0
 """How long after a failed send gRPC may take to cancel the call of a client that has gone."""
 
 
-@contextmanager
-def request_id(call: Call) -> Iterator[None]:
+def request_id(call: Call) -> None:
     """Take the client's `x-request-id` (at most 128 printable ASCII characters) or make one; the trailers return it."""
     given = call.metadata.get(REQUEST_ID_KEY, "")
     call.request_id = given if _PRINTABLE.fullmatch(given) else new_request_id()
     REQUEST_ID.set(call.request_id)
     call.context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
-    yield
 
 
 @asynccontextmanager

@@ -8,7 +8,6 @@ at any depth. Which messages need a look is worked out once per message type.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +32,9 @@ class _Plan:
 _plans: dict[str, _Plan] = {}
 
 
-@contextmanager
-def required_fields(call: Call) -> Iterator[None]:
+def required_fields(call: Call) -> None:
     """Middleware: refuse requests that lack a REQUIRED field."""
     call.checks.append(check_required)
-    yield
 
 
 def check_required(request: Any) -> None:

@@ -208,7 +208,9 @@ class Generation(AsyncIterator[EngineEvent]):
 
     def _end(self) -> None:
         self._ended = True
-        for call in self._when_ended:
+        # What is called may refer to this, and a ring of references would wait for the garbage collector.
+        calls, self._when_ended = self._when_ended, []
+        for call in calls:
             call()
 
     def _wake(self) -> None:

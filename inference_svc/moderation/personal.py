@@ -7,6 +7,7 @@ numbers stay what they are. What the operator's own instructions contain, such a
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -29,6 +30,8 @@ _EMAIL = re.compile(
 _NUMBERS = re.compile(
     r"(?<![A-Za-z0-9_+(])(?<![A-Za-z]-)[+(]{0,2}[0-9](?:[-() .]{0,3}[0-9]){6,39}[xX]?(?![A-Za-z0-9_])"
 )
+_FEWEST_DIGITS = 7
+"""What has fewer holds no number that is looked for, and needs no search for one."""
 _GROUP = re.compile(r"[+(]*[0-9]+[xX]?")
 # What may still become one of the above: a word, or digits with the signs that people put between them.
 _OPEN_WORD = re.compile(r"[A-Za-z0-9._%+@-]{1,160}\Z")
@@ -124,8 +127,9 @@ class PersonalScanner:
         spans: list[tuple[int, int, str]] = []
         if "email" in self._categories and "@" in self._window:
             spans += [(m.start(), m.end(), "email") for m in _EMAIL.finditer(self._window, begin)]
-        for run in _NUMBERS.finditer(self._window, begin):
-            spans += self._numbers(run.start(), run.group())
+        if sum(map(self._window.count, string.digits)) >= _FEWEST_DIGITS:
+            for run in _NUMBERS.finditer(self._window, begin):
+                spans += self._numbers(run.start(), run.group())
         for span in sorted(spans):
             if span[0] >= taken:
                 taken = span[1]

@@ -6,7 +6,6 @@ This module knows no architecture and no sampling; it checks requests, makes row
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -23,6 +22,7 @@ from chatmill.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from chatmill.randomness import random_bytes
 from inference_svc.engines.base import ENGINES, AdapterSpec, BaseInfo, BaseSpec, EngineLoad, Generation
 from inference_svc.engines.rows import loading
 from inference_svc.engines.rows.adapters import read_adapter
@@ -314,7 +314,7 @@ class RowsEngine:
         sampling = request.sampling
         room = self._info.context_length - len(prompt.token_ids)
         wanted = sampling.max_output_tokens or self._parameters.default_output_tokens
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        seed = sampling.seed if sampling.seed is not None else int.from_bytes(random_bytes()[:8]) >> 1
         ends = frozenset(self._info.end_token_ids)
         held_back = tuple(ends | set(sampling.stop_token_ids)) if sampling.min_output_tokens else ()
         stops = StopFinder(sampling.stop_sequences, include=sampling.include_stop) if sampling.stop_sequences else None

@@ -24,10 +24,10 @@ from inference_svc.engines.rows.sampling import Choice, choose
 from inference_svc.engines.rows.store import RowStore
 from inference_svc.generation import EngineEvent, FinishReason, TokenLogprob, TopLogprob
 
-MESSAGE_SECONDS = 0.004
+MESSAGE_SECONDS = 0.005
 """Deliveries are spaced so that all rows together cause about one message in this time: service and client spend up to
 600 microseconds on each, on cores that the model needs too."""
-LONGEST_HOLD = 0.125
+LONGEST_HOLD = 0.16
 """But no text waits longer than this for the next delivery, in seconds."""
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import gc
 
 import pytest
-from serving_fakes import SMALL, TINY, FakeEngine, Script, kinds, open_door, request, text_of
+from serving_fakes import SMALL, TINY, FakeEngine, Script, kinds, open_door, request, text_of, until
 
 from chatmill import errors
 from chatmill.common.v1 import Message, Role, ToolCall
@@ -25,6 +26,8 @@ from chatmill.inference.v1 import (
     Streaming,
     UnloadModelRequest,
 )
+from inference_svc.attempt import Attempt
+from inference_svc.engines.base import Generation
 
 HANDOVER = '<tool_call>{"name": "transfer_to_human", "arguments": {"reason": "complaint"}}</tool_call>'
 
@@ -46,6 +49,17 @@ async def test_a_reply_is_streamed(door):
     assert finished.usage.output_tokens == 2
     assert finished.timing.total_us > 0
     assert [m.content for m in door.engine.requests[-1].messages] == ["Be brief.", "hi"]
+
+
+async def test_nothing_of_a_reply_waits_for_the_garbage_collector(door):
+    """Rings of references are looked for among all objects, in the middle of other replies."""
+    gc.collect()
+    gc.disable()
+    try:
+        await door.ask("hi")
+        await until(lambda: not any(isinstance(o, Generation | Attempt) for o in gc.get_objects()))
+    finally:
+        gc.enable()
 
 
 async def test_text_so_far_and_token_ids(door):
