@@ -583,7 +583,7 @@ class Streaming(_message.Message):
     """Increments, or all the text so far."""
     flush_tokens: _builtins.int
     """Send when so many tokens have gathered, or `flush_interval` has passed; the server's choice when both are unset, which
-    is the first token at once and then what has gathered, eight times a second or more often.
+    is the first token at once and then what has gathered, six times a second or more often.
     """
     want_token_ids: _builtins.bool
     """Put token ids into Delta events."""
