@@ -21,7 +21,8 @@ from inference_svc.engines.rows.forward import Forward, Prefill
 
 TRY_AGAIN = 32
 """A number of threads that was r times as slow as the best is tried again after so many times r steps, so that trying
-costs a thirtieth at most."""
+costs a thirtieth at most. If it then was the quicker one, the next step is a try as well: one bad moment must not keep
+the steps of minutes on the wrong number. Nor must a bad start: among the first steps tries are closer together."""
 LONGEST_PAUSE = 2048
 """But after so many steps at the latest."""
 LONG_STEP = 0.05
@@ -32,7 +33,7 @@ loop that passes on 32 messages, say, must not by itself make the next `TRY_AGAI
 NEWEST_TRIED = 0.4
 """The same for a number that is tried again: there are few such times, and the average is old."""
 MOST_AT_ONCE = 4.0
-"""A time of the number in use counts as so many times its average at most, however long the step was."""
+"""A time counts as so many times the average at most, however long the step was."""
 
 Result = TypeVar("Result")
 
@@ -48,6 +49,7 @@ class Pace:
         self._times: dict[int, float] = {}
         self._untried = [most, most, max(1, most // 2), max(1, most // 2)]
         self._most = most
+        self._steps = 0
         self._pause: dict[int, int] = {}
 
     def choose(self) -> int:
@@ -65,20 +67,22 @@ class Pace:
     def took(self, threads: int, seconds: float, size: int = 1) -> None:
         """What the step took, and how many rows or tokens it was about."""
         pace = seconds / size
+        quicker = False
         if self._untried:
             self._untried.pop(0)
-            # The first step of a size compiles kernels, so the second time stands.
-            self._times[threads] = pace
+            # The first step of a size compiles kernels, and either may be disturbed.
+            self._times[threads] = min(pace, self._times.get(threads, pace))
             if not self._untried and 1 not in self._times and seconds < LONG_STEP:
                 self._untried = [1, 1]
         else:
-            average = self._times[threads]
-            if average == min(self._times.values()):
-                self._times[threads] += NEWEST * (min(pace, MOST_AT_ONCE * average) - average)
-            else:
-                self._times[threads] += NEWEST_TRIED * (pace - average)
-        best = min(self._times.values())
-        self._pause[threads] = min(LONGEST_PAUSE, round(TRY_AGAIN * self._times[threads] / best))
+            average, best = self._times[threads], min(self._times.values())
+            quicker = pace < best < average
+            weight = NEWEST if average == best else NEWEST_TRIED
+            self._times[threads] += weight * (min(pace, MOST_AT_ONCE * average) - average)
+        self._steps += 1
+        after = min(TRY_AGAIN, 2 + self._steps // 8)
+        pause = 1 if quicker else round(after * self._times[threads] / min(self._times.values()))
+        self._pause[threads] = min(LONGEST_PAUSE, pause)
 
 
 class Threaded:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ def play(pace: Pace, seconds: Callable[[int], float], steps: int) -> Counter[int
 
 
 def test_the_faster_number_is_taken_and_trying_costs_little() -> None:
-    chosen = play(Pace(2), {2: 0.010, 1: 0.015}.__getitem__, 1000)
-    assert chosen[2] > 960
-    chosen = play(Pace(2), {2: 0.200, 1: 0.010}.__getitem__, 1000)
-    assert chosen[1] > 990
+    for slower, seconds in (1, {2: 0.010, 1: 0.015}), (2, {2: 0.200, 1: 0.010}):
+        pace = Pace(2)
+        assert play(pace, seconds.__getitem__, 250)[slower] < 20
+        assert play(pace, seconds.__getitem__, 1000)[slower] < 40 * seconds[3 - slower] / seconds[slower] + 1
 
 
 def test_the_first_step_does_not_count() -> None:
@@ -44,6 +45,31 @@ def test_it_follows_what_else_the_machine_does() -> None:
     play(pace, {2: 0.010, 1: 0.015}.__getitem__, 100)
     assert play(pace, {2: 0.150, 1: 0.015}.__getitem__, 100)[2] <= 8
     assert play(pace, {2: 0.010, 1: 0.015}.__getitem__, 2000)[2] > 1000
+
+
+def test_one_bad_moment_is_soon_forgotten() -> None:
+    pace = Pace(2)
+    play(pace, {2: 0.010, 1: 0.015}.__getitem__, 100)
+    play(pace, {2: 0.150, 1: 0.015}.__getitem__, 40)
+    assert play(pace, {2: 0.010, 1: 0.015}.__getitem__, 300)[2] > 200
+
+
+def test_a_bad_start_is_soon_forgotten() -> None:
+    times = chain([5.0, 0.150], repeat(0.010))
+    pace = Pace(2)
+    assert play(pace, lambda threads: next(times) if threads == 2 else 0.015, 300)[2] > 150
+
+
+def test_a_number_that_is_quicker_half_of_the_time_and_slower_on_the_whole_is_left_alone() -> None:
+    pace, chance, spent = Pace(2), random.Random(5), 0.0
+
+    def seconds(threads: int) -> float:
+        nonlocal spent
+        spent += (taken := 0.015 if threads == 1 else chance.choice((0.010, 0.060)))
+        return taken
+
+    play(pace, seconds, 4000)
+    assert spent < 1.1 * 4000 * 0.015
 
 
 @pytest.mark.parametrize(("disturbed", "every"), [(0.011, 24), (0.06, 100)])
