@@ -51,7 +51,8 @@ UNCOUNTED_RATES = prometheus_client.Counter(
     "chatmill_uncounted_rates", "Requests that passed uncounted because the store of the rates could not be reached."
 )
 
-# What every reply counts. prometheus_client takes longer to look labels up than to count.
-finished, tokens = cache(FINISHED.labels), cache(TOKENS.labels)
-reply_seconds = cache(REPLY_SECONDS.labels)
-first_token_seconds, inter_token_seconds = cache(FIRST_TOKEN_SECONDS.labels), cache(INTER_TOKEN_SECONDS.labels)
+# What every reply counts, by its labels, which prometheus_client takes longer to look up than to count. A metric of
+# these must never be cleared: what is kept here would go on counting unseen.
+finished_of, tokens_of = cache(FINISHED.labels), cache(TOKENS.labels)
+reply_seconds_of = cache(REPLY_SECONDS.labels)
+first_token_seconds_of, inter_token_seconds_of = cache(FIRST_TOKEN_SECONDS.labels), cache(INTER_TOKEN_SECONDS.labels)

@@ -364,12 +364,12 @@ class Pipeline:
     @staticmethod
     def _observe(event: ReplyFinished) -> None:
         model, usage, timing = event.served_by.model, event.usage, event.timing
-        metrics.finished(model, event.finish_reason).inc()
-        metrics.reply_seconds(model).observe(timing.total_us / 1e6)
+        metrics.finished_of(model, event.finish_reason).inc()
+        metrics.reply_seconds_of(model).observe(timing.total_us / 1e6)
         if usage.output_tokens:
-            metrics.first_token_seconds(model).observe(timing.time_to_first_token_us / 1e6)
+            metrics.first_token_seconds_of(model).observe(timing.time_to_first_token_us / 1e6)
         if usage.output_tokens > 1:
-            metrics.inter_token_seconds(model).observe(timing.decode_us / 1e6 / (usage.output_tokens - 1))
+            metrics.inter_token_seconds_of(model).observe(timing.decode_us / 1e6 / (usage.output_tokens - 1))
         for kind, count in (
             ("prompt", usage.prompt_tokens),
             ("cached", usage.cached_prompt_tokens),
@@ -377,4 +377,4 @@ class Pipeline:
             ("discarded", usage.discarded_tokens),
         ):
             if count:
-                metrics.tokens(model, kind).inc(count)
+                metrics.tokens_of(model, kind).inc(count)

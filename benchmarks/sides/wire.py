@@ -22,8 +22,8 @@ _PREFIX = 5
 """Bytes before a gRPC message: whether it is compressed, and how long it is."""
 _PLENTY = 4096
 _PAUSE = 0.0005
-"""Seconds between two looks at the answers of many requests. Each look wakes this thread on a core of the server's, and
-what comes meanwhile is noted by so much too late; a request that is alone is noted at once."""
+"""Seconds between two looks at the answers of many requests: each look wakes this thread on a core of the server's.
+What comes meanwhile is noted late by up to that much, and in one piece; a request that is alone is noted at once."""
 
 
 @dataclass(frozen=True, slots=True)

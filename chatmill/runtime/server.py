@@ -44,8 +44,8 @@ FAREWELL_SECONDS = 0.1
 """Time for connections to be told to go (GOAWAY) before they are cut."""
 
 YOUNG_OBJECTS = 20_000
-"""New objects after which the garbage collector looks at them. What a call makes is gone when the call is; with
-Python's 700 most of it is looked at before, and looked at again with each further call."""
+"""New objects after which the garbage collector looks at them. What a call makes is mostly gone when the call is; with
+Python's own number, of hundreds or some thousands, much of it is looked at before, and again with each further call."""
 
 UNWIND_SECONDS = 5.0
 """How long cancelled handlers may take for their `finally` before the service is closed all the same."""

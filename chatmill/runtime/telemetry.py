@@ -37,7 +37,7 @@ RPC_ACTIVE = prometheus_client.Gauge("chatmill_rpc_active", "Calls under way, by
 RPC_SENT = prometheus_client.Counter(
     "chatmill_rpc_messages_sent", "Messages written to streams, by method.", ["method"]
 )
-# Looking a label up takes prometheus_client longer than counting.
+# By their labels, which prometheus_client takes longer to look up than to count; so these are never cleared.
 _seconds, _active, _sent = cache(RPC_SECONDS.labels), cache(RPC_ACTIVE.labels), cache(RPC_SENT.labels)
 
 _QUIET = (HEALTH, "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.ServerReflection")

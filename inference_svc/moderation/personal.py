@@ -31,7 +31,7 @@ _NUMBERS = re.compile(
     r"(?<![A-Za-z0-9_+(])(?<![A-Za-z]-)[+(]{0,2}[0-9](?:[-() .]{0,3}[0-9]){6,39}[xX]?(?![A-Za-z0-9_])"
 )
 _FEWEST_DIGITS = 7
-"""What has fewer holds no number that is looked for, and needs no search for one."""
+"""`_NUMBERS` finds nothing in a text with fewer, so that needs no search."""
 _GROUP = re.compile(r"[+(]*[0-9]+[xX]?")
 # What may still become one of the above: a word, or digits with the signs that people put between them.
 _OPEN_WORD = re.compile(r"[A-Za-z0-9._%+@-]{1,160}\Z")

@@ -24,15 +24,19 @@ def test_none_is_given_twice() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_draws_its_own() -> None:
+    randomness._drawn.clear()
     random_bytes()
     here = set(randomness._drawn)
-    assert here
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.write(write, random_bytes())
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(read, 16) not in here
-    os.close(read)
+        try:
+            os.write(write, random_bytes())
+        finally:
+            os._exit(0)
     os.close(write)
+    there = os.read(read, 16)
+    os.close(read)
+    os.waitpid(child, 0)
+    assert len(there) == 16
+    assert there not in here

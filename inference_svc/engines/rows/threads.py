@@ -21,8 +21,12 @@ from inference_svc.engines.rows.forward import Forward, Prefill
 
 TRY_AGAIN = 32
 """A number of threads that was r times as slow as the best is tried again after so many times r steps, so that trying
-costs a thirtieth at most. If it then was the quicker one, the next step is a try as well: one bad moment must not keep
-the steps of minutes on the wrong number. Nor must a bad start: among the first steps tries are closer together."""
+costs a thirtieth at most in the long run. If it then was the quicker one, the next step is a try as well: one bad
+moment must not keep the steps of minutes on the wrong number."""
+TRY_SOON = 4
+"""Nor must a bad start: at first the pause is so many times r steps, and one more with each `TRY_SOON_FOR` steps, but
+not where r is above `MOST_AT_ONCE`."""
+TRY_SOON_FOR = 8
 LONGEST_PAUSE = 2048
 """But after so many steps at the latest."""
 LONG_STEP = 0.05
@@ -33,7 +37,7 @@ loop that passes on 32 messages, say, must not by itself make the next `TRY_AGAI
 NEWEST_TRIED = 0.4
 """The same for a number that is tried again: there are few such times, and the average is old."""
 MOST_AT_ONCE = 4.0
-"""A time counts as so many times the average at most, however long the step was."""
+"""A time counts as so many times the average of its number at most, however long the step was."""
 
 Result = TypeVar("Result")
 
@@ -72,7 +76,7 @@ class Pace:
             self._untried.pop(0)
             # The first step of a size compiles kernels, and either may be disturbed.
             self._times[threads] = min(pace, self._times.get(threads, pace))
-            if not self._untried and 1 not in self._times and seconds < LONG_STEP:
+            if not self._untried and 1 not in self._times and self._times[threads] * size < LONG_STEP:
                 self._untried = [1, 1]
         else:
             average, best = self._times[threads], min(self._times.values())
@@ -80,9 +84,9 @@ class Pace:
             weight = NEWEST if average == best else NEWEST_TRIED
             self._times[threads] += weight * (min(pace, MOST_AT_ONCE * average) - average)
         self._steps += 1
-        after = min(TRY_AGAIN, 2 + self._steps // 8)
-        pause = 1 if quicker else round(after * self._times[threads] / min(self._times.values()))
-        self._pause[threads] = min(LONGEST_PAUSE, pause)
+        ratio = self._times[threads] / min(self._times.values())
+        after = TRY_AGAIN if ratio > MOST_AT_ONCE else min(TRY_AGAIN, TRY_SOON + self._steps // TRY_SOON_FOR)
+        self._pause[threads] = 1 if quicker else min(LONGEST_PAUSE, round(after * ratio))
 
 
 class Threaded:

@@ -60,6 +60,12 @@ def test_a_bad_start_is_soon_forgotten() -> None:
     assert play(pace, lambda threads: next(times) if threads == 2 else 0.015, 300)[2] > 150
 
 
+def test_a_disturbed_step_at_the_start_rules_no_number_out() -> None:
+    steps = iter([5.0, 0.010, 0.012, 1.0])
+    chosen = play(Pace(4), lambda threads: next(steps, 0.010 if threads == 1 else 0.020), 500)
+    assert chosen[1] > 400
+
+
 def test_a_number_that_is_quicker_half_of_the_time_and_slower_on_the_whole_is_left_alone() -> None:
     pace, chance, spent = Pace(2), random.Random(5), 0.0
 
