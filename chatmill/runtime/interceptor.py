@@ -6,7 +6,7 @@ while streaming. So this is the only interceptor in the project; whatever must h
 a function that gets a `Call`. It does its work before the handler runs, or returns a context manager to run the handler
 in, an async one if it has to wait for something. They are called and entered in order, so the first is outermost.
 
-What a middleware may rely on: exceptions of the handler arrive at its `yield`, in streams too; `grpc.aio.AbortError`
+What the latter may rely on: exceptions of the handler arrive at its `yield`, in streams too; `grpc.aio.AbortError`
 means that the status is already sent and must be raised on; `asyncio.CancelledError` means that the client has gone or
 the deadline has passed and must be raised on too (a handler that swallows it leaks native memory, grpc#43360).
 """

@@ -46,6 +46,9 @@ FAREWELL_SECONDS = 0.1
 YOUNG_OBJECTS = 20_000
 """New objects after which the garbage collector looks at them. What a call makes is mostly gone when the call is; with
 Python's own number, of hundreds or some thousands, much of it is looked at before, and again with each further call."""
+OLDER = (2, 2)
+"""Looks at the young after which those are looked at that outlived one, and looks at those after which all are. With
+Python's tens what refused calls leave behind would pile up for a minute."""
 
 UNWIND_SECONDS = 5.0
 """How long cancelled handlers may take for their `finally` before the service is closed all the same."""
@@ -258,7 +261,7 @@ async def serve(service: Service, config: Config) -> None:
     Raises:
         ChatmillError: if it can't start, or if its start-up work fails; everything begun has been closed then.
     """
-    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    gc.set_threshold(YOUNG_OBJECTS, *OLDER)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
