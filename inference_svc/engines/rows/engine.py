@@ -105,6 +105,7 @@ class RowsEngine:
                 hand_out=worker.hand_out,
                 hand_over=worker.hand_over,
                 bell=worker.bell,
+                own_thread=True,
             )
             worker.start(scheduler)
             return loaded, scheduler, cache, table

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from chatmill.errors import ChatmillError
-from inference_svc.engines.rows import fourbit, lean, nf4, sampling
+from inference_svc.engines.rows import cores, fourbit, lean, nf4, sampling
 from inference_svc.engines.rows.adapters import AdapterBank
 from inference_svc.engines.rows.bell import Bell
 from inference_svc.engines.rows.detokenize import TextTable
@@ -44,8 +44,10 @@ def make_scheduler(
     hand_out: Callable[[], None] = lambda: None,
     hand_over: Callable[[], None] = lambda: None,
     bell: Bell | None = None,
+    own_thread: bool = False,
 ) -> Scheduler:
-    """A scheduler over a loaded base; on the thread that will run it."""
+    """A scheduler over a loaded base; on the thread that will run it. With `own_thread` that one does nothing else, and
+    steps may keep it on a core; for the rest see `Scheduler` and `bell`."""
     model = loaded.model
     forward, store = choose_forward(loaded, parameters)
     if bell is not None and isinstance(forward, lean.LeanForward) and forward.whole is not None:
@@ -54,7 +56,7 @@ def make_scheduler(
         sampling.prepare(model.dtype)
     threads = torch.get_num_threads()
     if parameters.threads == 0 and threads > 1 and store.device.type == "cpu":
-        forward = Threaded(forward, threads)
+        forward = Threaded(forward, threads, cores.made(threads) if own_thread else None)
     # An int8 product reads back which columns are outliers, so the host has to wait in every layer.
     if parameters.graphs and store.device.type == "cuda" and loaded.info.quantisation != "int8":
         forward = GraphedForward(forward, store, capture=True)

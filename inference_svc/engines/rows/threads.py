@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from inference_svc.engines.rows.adapters import Mix
+from inference_svc.engines.rows.cores import Cores
 from inference_svc.engines.rows.forward import Forward, Prefill
 
 TRY_AGAIN = 32
@@ -95,10 +96,11 @@ class Threaded:
     Args:
         forward: on a CPU.
         most: threads to use at most.
+        cores: where steps on all of them are kept; None keeps them nowhere.
     """
 
-    def __init__(self, forward: Forward, most: int) -> None:
-        self.forward, self._most = forward, most
+    def __init__(self, forward: Forward, most: int, cores: Cores | None = None) -> None:
+        self.forward, self._most, self._cores = forward, most, cores
         self._paces: dict[tuple[str, int], Pace] = {}
 
     def decode(self, tokens: Tensor, positions: Tensor, width: int, mix: Mix | None) -> Tensor:
@@ -116,7 +118,12 @@ class Threaded:
         if pace is None:
             pace = self._paces[key] = Pace(self._most)
         threads = pace.choose()
+        # Threads that start with this step must not begin where another one is kept, so first let go, last keep.
+        if self._cores is not None and threads < self._most:
+            self._cores.let_go()
         torch.set_num_threads(threads)
+        if self._cores is not None and threads == self._most:
+            self._cores.keep()
         began = perf_counter()
         result = step()
         pace.took(threads, perf_counter() - began, size)
