@@ -6,14 +6,14 @@
 #include <stdint.h>
 
 /* The calling thread, which is number 0, and those that work with it, each on its own of `cores`. 0, or the number of an
- * error that one of them met. */
+ * error that one of them met; EAGAIN if they are fewer, which are left where they are. */
 int32_t settle(const int32_t *cores, int32_t count) {
     int32_t failed = 0;
 #pragma omp parallel num_threads(count) reduction(max : failed)
     {
         const int32_t core = cores[omp_get_thread_num()];
         const size_t size = CPU_ALLOC_SIZE(core + 1);
-        cpu_set_t *own = CPU_ALLOC(core + 1);
+        cpu_set_t *own = omp_get_num_threads() == count ? CPU_ALLOC(core + 1) : NULL;
         if (own) {
             CPU_ZERO_S(size, own);
             CPU_SET_S(core, size, own);
@@ -21,7 +21,7 @@ int32_t settle(const int32_t *cores, int32_t count) {
                 failed = errno;
             CPU_FREE(own);
         } else {
-            failed = ENOMEM;
+            failed = EAGAIN;
         }
     }
     return failed;

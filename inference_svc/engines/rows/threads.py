@@ -96,7 +96,7 @@ class Threaded:
     Args:
         forward: on a CPU.
         most: threads to use at most.
-        cores: where steps on all of them are kept; None keeps them nowhere.
+        cores: that the threads of steps on all of them are kept on; None for nowhere.
     """
 
     def __init__(self, forward: Forward, most: int, cores: Cores | None = None) -> None:
@@ -118,13 +118,13 @@ class Threaded:
         if pace is None:
             pace = self._paces[key] = Pace(self._most)
         threads = pace.choose()
-        # Threads that start with this step must not begin where another one is kept, so first let go, last keep.
-        if self._cores is not None and threads < self._most:
-            self._cores.let_go()
-        torch.set_num_threads(threads)
-        if self._cores is not None and threads == self._most:
-            self._cores.keep()
         began = perf_counter()
+        torch.set_num_threads(threads)
+        if self._cores is not None:
+            if threads == self._most:
+                self._cores.keep()
+            else:
+                self._cores.let_go()
         result = step()
         pace.took(threads, perf_counter() - began, size)
         return result

@@ -1,4 +1,4 @@
-"""While a step runs on all cores each of its threads stays on one, and otherwise they go where they like."""
+"""While a step runs on both cores each of its threads stays on one, and otherwise the one that asks for it is free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ from .streams import read, request
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="threads can be kept on Linux only")
 ALL = os.sched_getaffinity(0)
-several = pytest.mark.skipif(len(ALL) < 2, reason="this process may use one core only")
+two = pytest.mark.skipif(len(ALL) != cores.THREADS, reason="this process may use more or fewer cores than two")
 
 
 def apart(work: Callable[[], None]) -> None:
@@ -48,6 +48,14 @@ def apart(work: Callable[[], None]) -> None:
         raise raised[0]
 
 
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Torch's threads, as they were."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def tasks() -> set[int]:
     """The threads of this process."""
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
@@ -63,7 +71,7 @@ def kept(threads: set[int]) -> list[int]:
     return sorted(found)
 
 
-@several
+@two
 def test_each_thread_has_a_core_of_its_own_until_the_caller_is_let_go() -> None:
     others = tasks()
 
@@ -72,7 +80,6 @@ def test_each_thread_has_a_core_of_its_own_until_the_caller_is_let_go() -> None:
         product = torch.ones(300, 300) @ torch.ones(300, 300)
         found = cores.made(len(ALL))
         assert found is not None
-        assert found.count == len(ALL)
         for _ in range(3):
             found.keep()
             assert len(os.sched_getaffinity(0)) == 1
@@ -86,7 +93,7 @@ def test_each_thread_has_a_core_of_its_own_until_the_caller_is_let_go() -> None:
     assert os.sched_getaffinity(0) == ALL
 
 
-@several
+@two
 def test_steps_on_fewer_threads_go_where_they_like() -> None:
     seen: dict[int, set[int]] = {}
 
@@ -100,20 +107,15 @@ def test_steps_on_fewer_threads_go_where_they_like() -> None:
         for _ in range(200):
             threaded.decode(torch.zeros(1), torch.zeros(1), 1, None)
 
-    before = torch.get_num_threads()
-    try:
-        apart(work)
-    finally:
-        torch.set_num_threads(before)
+    apart(work)
     assert seen.keys() >= {1, len(ALL)}
     assert seen.pop(len(ALL)) == {1}
     assert all(allowed == {len(ALL)} for allowed in seen.values())
 
 
-@several
+@two
 async def test_an_engine_keeps_the_threads_of_its_steps_and_no_other_one(folder: Path) -> None:
     others = tasks()
-    before = torch.get_num_threads()
     engine = RowsEngine(RowsParameters(quantization="none", device="cpu"))
     try:
         await engine.load_base(BaseSpec("tiny", "1", folder))
@@ -123,28 +125,33 @@ async def test_an_engine_keeps_the_threads_of_its_steps_and_no_other_one(folder:
         assert kept(tasks() & others) == []
     finally:
         await engine.close()
-        torch.set_num_threads(before)
     # The one that asks for steps is free if the last of them ran on fewer threads.
     assert set(found) >= set(sorted(ALL)[1:])
     assert len(found) == len(set(found))
 
 
-def test_where_it_is_forbidden_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EINVAL])
+def test_where_it_is_forbidden_the_log_says_so_once(
+    error: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     asked = []
 
     def settle(numbers: ctypes.Array[ctypes.c_int32], count: int) -> int:
         asked.append(list(numbers)[:count])
-        return errno.EPERM
+        return error
+
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
 
     found = cores.Cores(SimpleNamespace(settle=settle))  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             found.keep()
             found.let_go()
     assert asked == [sorted(ALL)]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert os.strerror(errno.EPERM) in caplog.text
-    assert os.sched_getaffinity(0) == ALL
+    assert os.strerror(error) in caplog.text
 
 
 def test_a_core_that_is_not_there_is_an_error_of_the_system() -> None:
@@ -155,11 +162,38 @@ def test_a_core_that_is_not_there_is_an_error_of_the_system() -> None:
     apart(work)
 
 
-def test_there_are_none_where_threads_and_cores_are_not_as_many(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_team_that_is_smaller_stays_where_it_is() -> None:
+    def work() -> None:
+        library = native.load("cores")
+        levels = library.omp_get_max_active_levels()
+        library.omp_set_max_active_levels(0)
+        try:
+            assert library.settle((ctypes.c_int32 * 2)(min(ALL), min(ALL)), 2) == errno.EAGAIN
+        finally:
+            library.omp_set_max_active_levels(levels)
+        assert os.sched_getaffinity(0) == ALL
+
+    apart(work)
+
+
+@pytest.mark.parametrize(("threads", "allowed"), [(1, 1), (1, 2), (2, 1), (4, 4), (2, 4)])
+def test_there_are_none_but_for_two_threads_on_two_cores(
+    threads: int, allowed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert cores.made(len(ALL) + 1) is None
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)))
+    assert cores.made(threads) is None
     assert not caplog.records
+
+
+def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert cores.made(len(ALL)) is None
+    assert cores.made(2) is None
     assert "no-such-compiler" in caplog.text
+
+
+def test_another_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(native, "load", lambda _: SimpleNamespace(omp_get_thread_num=other, settle=None))
+    assert cores.made(2) is None
