@@ -15,9 +15,6 @@ import ctypes
 import logging
 import os
 import sys
-from pathlib import Path
-
-import torch
 
 from inference_svc.engines.rows import native
 
@@ -77,8 +74,8 @@ def made(threads: int) -> Cores | None:
 def _works_with_torch(library: ctypes.CDLL) -> bool:
     """Whether its threads are those of torch: another OpenMP has its own."""
     try:
-        other = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        ours, theirs = (ctypes.cast(one.omp_get_thread_num, ctypes.c_void_p).value for one in (library, other))
+        both = library, native.torch_library()
+        ours, theirs = (ctypes.cast(one.omp_get_thread_num, ctypes.c_void_p).value for one in both)
     except (OSError, AttributeError):
         return False
     return ours == theirs

@@ -14,13 +14,12 @@ import functools
 import logging
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from inference_svc.engines.rows import between
+from inference_svc.engines.rows import between, native
 from inference_svc.engines.rows.adapters import Mix, Stack
 from inference_svc.engines.rows.bell import Bell
 from inference_svc.engines.rows.products import Product
@@ -123,7 +122,7 @@ def _interface() -> ctypes.CDLL:
     Raises:
         OSError: this build of torch hasn't got it.
     """
-    library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+    library = native.torch_library()
     missing = [name for name in (*_TORCH.values(), *_NUMBERS.values()) if not hasattr(library, name)]
     if missing or not hasattr(getattr(torch._C, "_aoti", None), "unsafe_alloc_void_ptr_from_tensor"):
         raise OSError(f"torch {torch.__version__} has no {', '.join(missing) or 'handles of tensors'}")

@@ -20,6 +20,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 # No loop with a comparison of floats is vectorised while a comparison might trap.
 _FLAGS = ("-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
@@ -48,6 +50,11 @@ def load(name: str, *flags: str) -> ctypes.CDLL:
         if kept is not None:
             _keep(library, kept)
         return made
+
+
+def torch_library() -> ctypes.CDLL:
+    """What torch computes with on a CPU. Raises OSError where this build of torch has it elsewhere."""
+    return ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
 
 
 def _compile(command: list[str], library: Path) -> None:
