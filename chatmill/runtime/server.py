@@ -35,6 +35,7 @@ from chatmill import disk
 from chatmill.config import Config, Mesh
 from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument
 from chatmill.runtime import authentication, endpoint, identity, middleware, security, telemetry, validation
+from chatmill.runtime.direct import DirectServer
 from chatmill.runtime.health import Health
 from chatmill.runtime.interceptor import MeshInterceptor
 
@@ -184,7 +185,10 @@ async def start(service: Service, config: Config) -> Running:
         ],
         mesh.max_message_bytes,
     )
-    server = grpc.aio.server(interceptors=[interceptor], options=server_options(mesh))
+    if os.environ.get("DIRECT", "1") == "1":
+        server = DirectServer(interceptor._wrap, server_options(mesh))
+    else:
+        server = grpc.aio.server(interceptors=[interceptor], options=server_options(mesh))
     recorder = _Recorder(server)
     for add, servicer in service.servicers:
         add(servicer, recorder)

@@ -1,0 +1,345 @@
+"""One call as `direct.DirectServer` handles it, and as handlers see it: a `grpc.aio.ServicerContext`.
+
+What a handler may rely on is what `grpc.aio` gives it, with one difference: a message that is written may still be on
+its way when `write` returns. The next one waits until it has left, so a client that does not read still holds up its
+handler, one message later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, NoReturn
+
+import grpc.aio
+from grpc import _common, _compression
+from grpc._cython import cygrpc
+
+log = logging.getLogger(__name__)
+
+_NO_FLAGS = 0
+_FOREVER = 1e12
+"""Deadlines, in seconds since 1970, from which on a call has none."""
+_CODES: dict[grpc.StatusCode, Any] = _common.STATUS_CODE_TO_CYGRPC_STATUS_CODE
+
+
+class Requests:
+    """The messages of a client that streams."""
+
+    def __init__(self, call: Served) -> None:
+        self._call = call
+
+    def __aiter__(self) -> Requests:
+        return self
+
+    async def __anext__(self) -> Any:
+        """The next one."""
+        message = await self._call.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return message
+
+
+class Served(grpc.aio.ServicerContext[Any, Any]):
+    """A call that has come.
+
+    Args:
+        event: gRPC's, with the call, its details and what the client sent along.
+        handler: of its method. Its function is a coroutine that returns the answer or, if there are many, writes them.
+        forget: called with it when nothing of it is under way any more.
+    """
+
+    def __init__(
+        self, event: Any, handler: grpc.RpcMethodHandler[Any, Any], forget: Callable[[Served], None]
+    ) -> None:
+        self._core = event.call
+        self._deadline: float = event.call_details.deadline
+        self._metadata = event.invocation_metadata
+        self._handler: Any = handler
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+        self._initial: Any = ()
+        self._trailing: Any = ()
+        self._code: grpc.StatusCode | None = None
+        self._details = ""
+        self._callbacks: list[Callable[[Any], None]] = []
+        self._abort: grpc.aio.AbortError | None = None
+        self._begun = False  # the initial metadata is on its way
+        self._ended = False  # the status is on its way
+        self._closed = False  # gRPC's core has done with the call
+        self._cancelled = False
+        self._sending = False
+        self._failed = False
+        self._sent: asyncio.Future[None] | None = None
+        self._flags = _NO_FLAGS
+
+    def begin(self) -> None:
+        """Read the request, if the method takes a single one, and run the handler."""
+        self._operate(self._on_close, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+        if self._handler.request_streaming:
+            self._run(self._serve(Requests(self)))
+        else:
+            self._operate(self._on_request, cygrpc.ReceiveMessageOperation(_NO_FLAGS))
+
+    def refuse(self, code: grpc.StatusCode, details: str) -> None:
+        """End the call without a handler."""
+        self._operate(self._on_close, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+        self._code, self._details = code, details
+        self._end()
+
+    # What handlers see.
+
+    async def read(self) -> Any:
+        """The next message of a client that streams; `grpc.aio.EOF` after the last."""
+        self._check()
+        come: asyncio.Future[bytes | None] = self._loop.create_future()
+
+        def on_message(event: Any) -> None:
+            data = event.batch_operations[0].message()
+            if data is not None:
+                _resolve(come, data)
+            else:
+                # A client that has gone sends nothing either; that this is so comes together with it.
+                self._loop.call_soon(lambda: None if self._cancelled else _resolve(come, None))
+
+        self._operate(on_message, cygrpc.ReceiveMessageOperation(_NO_FLAGS))
+        data = await come
+        self._check()
+        return grpc.aio.EOF if data is None else self._handler.request_deserializer(data)
+
+    async def write(self, message: Any) -> None:
+        """Send one message; returns when the one before has left.
+
+        Raises:
+            grpc.aio.InternalError: the one before could not be sent; the client has most likely gone.
+        """
+        self._check()
+        data = self._handler.response_serializer(message)
+        await self._all_sent()
+        self._sending = True
+        send = cygrpc.SendMessageOperation(data, self._flags)
+        self._flags = _NO_FLAGS
+        if self._begun:
+            self._operate(self._on_sent, send)
+        else:
+            self._operate(self._on_sent, self._beginning(), send)
+
+    async def send_initial_metadata(self, initial_metadata: Any) -> None:
+        """Send the metadata that come before the answer."""
+        self._check()
+        if self._begun:
+            raise grpc.aio.UsageError("the initial metadata are already sent")
+        self._initial = (*self._initial, *initial_metadata)
+        self._sending = True
+        self._operate(self._on_sent, self._beginning())
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        """End the call with `code`.
+
+        Raises:
+            grpc.aio.AbortError: always, unless the call has ended already.
+            grpc.aio.UsageError: it has.
+        """
+        self._check()
+        if code is grpc.StatusCode.OK:
+            raise ValueError("a call is not aborted with OK")
+        self._abort = grpc.aio.AbortError("Locally aborted.")
+        self._code = code
+        self._details = details or self._details
+        self._trailing = tuple(trailing_metadata) or self._trailing
+        await self._all_sent()
+        self._end()
+        raise self._abort
+
+    async def abort_with_status(self, status: grpc.Status) -> NoReturn:
+        """See `abort`."""
+        await self.abort(status.code, status.details, status.trailing_metadata or ())
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        """What is sent along with the status."""
+        self._trailing = tuple(trailing_metadata)
+
+    def trailing_metadata(self) -> Any:
+        """What was set."""
+        return self._trailing
+
+    def invocation_metadata(self) -> Any:
+        """What the client sent along."""
+        return self._metadata
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        """The code that the call will end with."""
+        self._code = code
+
+    def code(self) -> Any:
+        """The code that was set; None if there was none."""
+        return self._code
+
+    def set_details(self, details: str) -> None:
+        """The message that the call will end with."""
+        self._details = details
+
+    def details(self) -> str:
+        """What was set."""
+        return self._details
+
+    def set_compression(self, compression: grpc.Compression) -> None:
+        """How the answers are compressed; before the first of them."""
+        if self._begun:
+            raise RuntimeError("compression is set before the initial metadata are sent")
+        self._initial = (*self._initial, _compression.compression_algorithm_to_metadata(compression))
+
+    def disable_next_message_compression(self) -> None:
+        """Send the next message as it is."""
+        self._flags = cygrpc.WriteFlag.no_compress
+
+    def peer(self) -> str:
+        """Address of the client."""
+        return str(self._core.peer().decode())
+
+    def peer_identities(self) -> Any:
+        """Names of an authenticated client."""
+        return cygrpc.peer_identities(self._core)
+
+    def peer_identity_key(self) -> str | None:
+        """Which property of `auth_context` has them."""
+        key = cygrpc.peer_identity_key(self._core)
+        return None if key is None else key.decode()
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """What is known of the client's certificate."""
+        return {key.decode(): values for key, values in cygrpc.auth_context(self._core).items()}
+
+    def time_remaining(self) -> Any:
+        """Seconds until the deadline, at least 0; None if there is none."""
+        return None if self._deadline > _FOREVER else max(self._deadline - time.time(), 0.0)
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Call `callback` with this when the call is over."""
+        self._callbacks.append(callback)
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone or the deadline has passed."""
+        return self._cancelled
+
+    def done(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._ended or self._closed
+
+    # What happens.
+
+    def _on_request(self, event: Any) -> None:
+        data = event.batch_operations[0].message()
+        if data is not None:
+            self._run(self._serve(data))
+        else:
+            self._loop.call_soon(self._without_request)  # see `read`
+
+    def _without_request(self) -> None:
+        if not self._closed:
+            self._code, self._details = grpc.StatusCode.UNIMPLEMENTED, "this method takes one message, and none came"
+            self._end()
+
+    def _on_sent(self, event: Any) -> None:
+        self._sending = False
+        self._failed = not event.success
+        if self._sent is not None:
+            _resolve(self._sent, None)
+            self._sent = None
+
+    def _on_close(self, event: Any) -> None:
+        self._closed = True
+        self._cancelled = event.batch_operations[0].cancelled()
+        if self._task is None:
+            self._over()
+        elif self._task.done():
+            self._over()
+        elif self._cancelled and not self._ended:
+            self._task.cancel()
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if self._closed:
+            self._over()
+
+    def _over(self) -> None:
+        self._forget(self)
+        for callback in self._callbacks:
+            callback(self)
+        self._callbacks.clear()
+
+    # How.
+
+    def _run(self, serving: Coroutine[Any, Any, None]) -> None:
+        if self._cancelled:
+            serving.close()
+            return
+        self._task = self._loop.create_task(serving)
+        self._task.add_done_callback(self._on_task_done)
+
+    async def _serve(self, request: Any) -> None:
+        handler, data = self._handler, None
+        try:
+            if not handler.request_streaming:
+                request = handler.request_deserializer(request)
+            if handler.response_streaming:
+                await (handler.stream_stream or handler.unary_stream)(request, self)
+            else:
+                answer = await (handler.stream_unary or handler.unary_unary)(request, self)
+                data = handler.response_serializer(answer)
+            if not self._ended:
+                await self._all_sent()
+                self._end(data)
+        except grpc.aio.AbortError:
+            if not self._ended:
+                self._end()
+        except asyncio.CancelledError:
+            if not self._ended and not self._closed:
+                self._code = grpc.StatusCode.CANCELLED
+                self._end()
+        except Exception as error:
+            log.exception("what serves %s broke off", type(error).__name__)
+            if not self._ended and not self._closed:
+                self._code, self._details = grpc.StatusCode.UNKNOWN, f"Unexpected {type(error).__name__}"
+                self._end()
+
+    def _check(self) -> None:
+        if self._abort is not None:
+            raise self._abort
+        if self._ended:
+            raise grpc.aio.UsageError("the call has ended")
+
+    async def _all_sent(self) -> None:
+        if self._sending:
+            self._sent = self._loop.create_future()
+            await self._sent
+        if self._failed:
+            raise grpc.aio.InternalError("a message could not be sent")
+
+    def _beginning(self) -> Any:
+        self._begun = True
+        return cygrpc.SendInitialMetadataOperation(self._initial, _NO_FLAGS)
+
+    def _end(self, data: bytes | None = None) -> None:
+        self._ended = True
+        operations = [] if self._begun else [self._beginning()]
+        if data is not None:
+            operations.append(cygrpc.SendMessageOperation(data, self._flags))
+        code = cygrpc.StatusCode.ok if self._code is None else _CODES[self._code]
+        operations.append(cygrpc.SendStatusFromServerOperation(self._trailing, code, self._details, _NO_FLAGS))
+        self._operate(_nothing, *operations)
+
+    def _operate(self, done: Callable[[Any], None], *operations: Any) -> None:
+        if self._core.start_server_batch(operations, done):
+            raise grpc.aio.InternalError("gRPC does not accept what is to be sent")
+
+
+def _resolve(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _nothing(event: Any) -> None:
+    """All is done when the status has been sent, and `_on_close` tells that too."""
