@@ -97,7 +97,15 @@ class MeshInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method
+        return self.wrapped(handler_call_details.method, handler)
+
+    def wrapped(self, method: str, handler: Any) -> Any:
+        """`handler` with the middlewares around it; its function is a coroutine, which writes if it answers a stream.
+
+        Args:
+            method: full name, `/chatmill.factory.v1.FactoryService/Train`.
+            handler: as generated code makes it.
+        """
         known = self._wrapped.get(method)
         if known is None or known[0] is not handler:
             known = self._wrapped[method] = handler, self._wrap(method, handler)

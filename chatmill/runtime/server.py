@@ -34,8 +34,8 @@ from chatmill import config as configuration
 from chatmill import disk
 from chatmill.config import Config, Mesh
 from chatmill.errors import ChatmillError, FailedPrecondition, InvalidArgument
-from chatmill.runtime import authentication, endpoint, identity, middleware, security, telemetry, validation
-from chatmill.runtime.direct import DirectServer
+from chatmill.runtime import authentication, endpoint, identity, inner, middleware, security, telemetry, validation
+from chatmill.runtime.direct_server import DirectServer
 from chatmill.runtime.health import Health
 from chatmill.runtime.interceptor import MeshInterceptor
 
@@ -185,10 +185,7 @@ async def start(service: Service, config: Config) -> Running:
         ],
         mesh.max_message_bytes,
     )
-    if os.environ.get("DIRECT", "1") == "1":
-        server = DirectServer(interceptor._wrap, server_options(mesh))
-    else:
-        server = grpc.aio.server(interceptors=[interceptor], options=server_options(mesh))
+    server = _bare(interceptor, mesh)
     recorder = _Recorder(server)
     for add, servicer in service.servicers:
         add(servicer, recorder)
@@ -206,6 +203,17 @@ async def start(service: Service, config: Config) -> Running:
         raise FailedPrecondition(f"{service.name} can't listen on {address}: {error}", reason="CANNOT_BIND") from error
     await server.start()
     return Running(service, host, bound, tuple(recorder.names), server, health, gate, mesh)
+
+
+def _bare(interceptor: MeshInterceptor, mesh: Mesh) -> grpc.aio.Server:
+    """The server that `mesh.grpc_server` asks for, without servicers."""
+    options = server_options(mesh)
+    missing = inner.missing()
+    if mesh.grpc_server == "direct" and not missing:
+        return DirectServer(interceptor.wrapped, options)
+    if mesh.grpc_server == "direct":
+        log.warning("this gRPC does not fit; calls are answered by grpc.aio", extra={"fields": {"missing": missing}})
+    return grpc.aio.server(interceptors=[interceptor], options=options)
 
 
 def server_options(mesh: Mesh) -> list[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""One call as `direct.DirectServer` handles it, and as handlers see it: a `grpc.aio.ServicerContext`.
+"""One call as `direct_server.DirectServer` handles it, and as handlers see it: a `grpc.aio.ServicerContext`.
 
 What a handler may rely on is what `grpc.aio` gives it, with one difference: a message that is written may still be on
 its way when `write` returns. The next one waits until it has left, so a client that does not read still holds up its
@@ -11,24 +11,30 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import Context
 from typing import Any, NoReturn
 
 import grpc.aio
-from grpc import _common, _compression
-from grpc._cython import cygrpc
+
+from chatmill.runtime.inner import layer
 
 log = logging.getLogger(__name__)
 
 _NO_FLAGS = 0
 _FOREVER = 1e12
 """Deadlines, in seconds since 1970, from which on a call has none."""
-_CODES: dict[grpc.StatusCode, Any] = _common.STATUS_CODE_TO_CYGRPC_STATUS_CODE
+_COMPRESSION_KEY = "grpc-internal-encoding-request"
+_COMPRESSIONS = {
+    grpc.Compression.NoCompression: "identity",
+    grpc.Compression.Deflate: "deflate",
+    grpc.Compression.Gzip: "gzip",
+}
 
 
 class Requests:
     """The messages of a client that streams."""
 
-    def __init__(self, call: Served) -> None:
+    def __init__(self, call: DirectCall) -> None:
         self._call = call
 
     def __aiter__(self) -> Requests:
@@ -42,22 +48,23 @@ class Requests:
         return message
 
 
-class Served(grpc.aio.ServicerContext[Any, Any]):
+class DirectCall(grpc.aio.ServicerContext[Any, Any]):
     """A call that has come.
 
     Args:
         event: gRPC's, with the call, its details and what the client sent along.
-        handler: of its method. Its function is a coroutine that returns the answer or, if there are many, writes them.
+        handler: of its method; None if there is none. Its function is a coroutine that returns the answer or, if there
+            are many, writes them.
+        context: variables that the handler starts with.
         forget: called with it when nothing of it is under way any more.
     """
 
-    def __init__(
-        self, event: Any, handler: grpc.RpcMethodHandler[Any, Any], forget: Callable[[Served], None]
-    ) -> None:
+    def __init__(self, event: Any, handler: Any, context: Context, forget: Callable[[DirectCall], None]) -> None:
         self._core = event.call
         self._deadline: float = event.call_details.deadline
         self._metadata = event.invocation_metadata
-        self._handler: Any = handler
+        self._handler = handler
+        self._context = context
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
@@ -72,23 +79,18 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
         self._closed = False  # gRPC's core has done with the call
         self._cancelled = False
         self._sending = False
-        self._failed = False
         self._sent: asyncio.Future[None] | None = None
         self._flags = _NO_FLAGS
 
     def begin(self) -> None:
         """Read the request, if the method takes a single one, and run the handler."""
-        self._operate(self._on_close, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
-        if self._handler.request_streaming:
+        self._operate(self._on_close, layer.ReceiveCloseOnServerOperation(_NO_FLAGS))
+        if self._handler is None:
+            self._end_with(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        elif self._handler.request_streaming:
             self._run(self._serve(Requests(self)))
         else:
-            self._operate(self._on_request, cygrpc.ReceiveMessageOperation(_NO_FLAGS))
-
-    def refuse(self, code: grpc.StatusCode, details: str) -> None:
-        """End the call without a handler."""
-        self._operate(self._on_close, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
-        self._code, self._details = code, details
-        self._end()
+            self._operate(self._on_request, layer.ReceiveMessageOperation(_NO_FLAGS))
 
     # What handlers see.
 
@@ -105,7 +107,7 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
                 # A client that has gone sends nothing either; that this is so comes together with it.
                 self._loop.call_soon(lambda: None if self._cancelled else _resolve(come, None))
 
-        self._operate(on_message, cygrpc.ReceiveMessageOperation(_NO_FLAGS))
+        self._operate(on_message, layer.ReceiveMessageOperation(_NO_FLAGS))
         data = await come
         self._check()
         return grpc.aio.EOF if data is None else self._handler.request_deserializer(data)
@@ -114,13 +116,13 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
         """Send one message; returns when the one before has left.
 
         Raises:
-            grpc.aio.InternalError: the one before could not be sent; the client has most likely gone.
+            asyncio.CancelledError: one before could not be sent; the client has gone.
         """
         self._check()
         data = self._handler.response_serializer(message)
         await self._all_sent()
         self._sending = True
-        send = cygrpc.SendMessageOperation(data, self._flags)
+        send = layer.SendMessageOperation(data, self._flags)
         self._flags = _NO_FLAGS
         if self._begun:
             self._operate(self._on_sent, send)
@@ -190,11 +192,11 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
         """How the answers are compressed; before the first of them."""
         if self._begun:
             raise RuntimeError("compression is set before the initial metadata are sent")
-        self._initial = (*self._initial, _compression.compression_algorithm_to_metadata(compression))
+        self._initial = (*self._initial, (_COMPRESSION_KEY, _COMPRESSIONS[compression]))
 
     def disable_next_message_compression(self) -> None:
         """Send the next message as it is."""
-        self._flags = cygrpc.WriteFlag.no_compress
+        self._flags = layer.WriteFlag.no_compress
 
     def peer(self) -> str:
         """Address of the client."""
@@ -202,16 +204,16 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
 
     def peer_identities(self) -> Any:
         """Names of an authenticated client."""
-        return cygrpc.peer_identities(self._core)
+        return layer.peer_identities(self._core)
 
     def peer_identity_key(self) -> str | None:
         """Which property of `auth_context` has them."""
-        key = cygrpc.peer_identity_key(self._core)
+        key = layer.peer_identity_key(self._core)
         return None if key is None else key.decode()
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
         """What is known of the client's certificate."""
-        return {key.decode(): values for key, values in cygrpc.auth_context(self._core).items()}
+        return {key.decode(): values for key, values in layer.auth_context(self._core).items()}
 
     def time_remaining(self) -> Any:
         """Seconds until the deadline, at least 0; None if there is none."""
@@ -240,25 +242,28 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
 
     def _without_request(self) -> None:
         if not self._closed:
-            self._code, self._details = grpc.StatusCode.UNIMPLEMENTED, "this method takes one message, and none came"
-            self._end()
+            self._end_with(grpc.StatusCode.UNIMPLEMENTED, "this method takes one message, and none came")
 
     def _on_sent(self, event: Any) -> None:
         self._sending = False
-        self._failed = not event.success
+        if not event.success:
+            # gRPC's core tells by the end of the call as well, but later; a handler must not go on until then.
+            self._cancel()
         if self._sent is not None:
             _resolve(self._sent, None)
             self._sent = None
 
     def _on_close(self, event: Any) -> None:
         self._closed = True
-        self._cancelled = event.batch_operations[0].cancelled()
-        if self._task is None:
+        if event.batch_operations[0].cancelled():
+            self._cancel()
+        if self._task is None or self._task.done():
             self._over()
-        elif self._task.done():
-            self._over()
-        elif self._cancelled and not self._ended:
+
+    def _cancel(self) -> None:
+        if not self._cancelled and not self._ended and self._task is not None:
             self._task.cancel()
+        self._cancelled = True
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         if self._closed:
@@ -266,9 +271,9 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
 
     def _over(self) -> None:
         self._forget(self)
-        for callback in self._callbacks:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
             callback(self)
-        self._callbacks.clear()
 
     # How.
 
@@ -276,7 +281,7 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
         if self._cancelled:
             serving.close()
             return
-        self._task = self._loop.create_task(serving)
+        self._task = self._loop.create_task(serving, context=self._context)
         self._task.add_done_callback(self._on_task_done)
 
     async def _serve(self, request: Any) -> None:
@@ -294,16 +299,14 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
                 self._end(data)
         except grpc.aio.AbortError:
             if not self._ended:
-                self._end()
+                self._end_with(grpc.StatusCode.UNKNOWN, "the handler broke off without a status")
         except asyncio.CancelledError:
             if not self._ended and not self._closed:
-                self._code = grpc.StatusCode.CANCELLED
-                self._end()
+                self._end_with(grpc.StatusCode.CANCELLED, "the server broke off the call")
         except Exception as error:
-            log.exception("what serves %s broke off", type(error).__name__)
+            log.exception("a handler broke off")
             if not self._ended and not self._closed:
-                self._code, self._details = grpc.StatusCode.UNKNOWN, f"Unexpected {type(error).__name__}"
-                self._end()
+                self._end_with(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error).__name__}")
 
     def _check(self) -> None:
         if self._abort is not None:
@@ -315,25 +318,31 @@ class Served(grpc.aio.ServicerContext[Any, Any]):
         if self._sending:
             self._sent = self._loop.create_future()
             await self._sent
-        if self._failed:
-            raise grpc.aio.InternalError("a message could not be sent")
 
     def _beginning(self) -> Any:
         self._begun = True
-        return cygrpc.SendInitialMetadataOperation(self._initial, _NO_FLAGS)
+        return layer.SendInitialMetadataOperation(self._initial, _NO_FLAGS)
+
+    def _end_with(self, code: grpc.StatusCode, details: str) -> None:
+        self._code, self._details = code, details
+        self._end()
 
     def _end(self, data: bytes | None = None) -> None:
         self._ended = True
         operations = [] if self._begun else [self._beginning()]
         if data is not None:
-            operations.append(cygrpc.SendMessageOperation(data, self._flags))
-        code = cygrpc.StatusCode.ok if self._code is None else _CODES[self._code]
-        operations.append(cygrpc.SendStatusFromServerOperation(self._trailing, code, self._details, _NO_FLAGS))
+            operations.append(layer.SendMessageOperation(data, self._flags))
+        code = 0 if self._code is None else self._code.value[0]
+        operations.append(layer.SendStatusFromServerOperation(self._trailing, code, self._details, _NO_FLAGS))
         self._operate(_nothing, *operations)
 
     def _operate(self, done: Callable[[Any], None], *operations: Any) -> None:
-        if self._core.start_server_batch(operations, done):
-            raise grpc.aio.InternalError("gRPC does not accept what is to be sent")
+        error = self._core.start_server_batch(operations, done)
+        if error:
+            # Without a status the call would stay open for ever, so it ends here for the client too.
+            self._ended = True
+            self._core.cancel()
+            raise grpc.aio.InternalError(f"gRPC does not accept what is to be sent: error {error}")
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
