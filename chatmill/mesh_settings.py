@@ -114,8 +114,8 @@ class Mesh:
         log_format: `console` for people, `json` for one object per line.
         metrics_port: port of a Prometheus page at http://host:port/metrics; off without it. 0 takes a free one. It asks
             for no token; with TLS it is https, under `mtls` it wants a certificate.
-        grpc_server: what answers calls; `direct` is ours, with less work for each call than gRPC's own for Python, which is
-            `aio`. Where gRPC is of a release that `direct` does not fit, it is `aio` all the same.
+        grpc_server: what answers calls; `direct` is ours, with less work for each call than `aio`, gRPC's own for
+            asyncio. Where gRPC is of a release that `direct` does not fit, it is `aio` all the same.
         reflection: whether servers describe themselves; `auto` only on loopback.
         max_message_bytes: largest message that is sent or taken, in bytes, on both sides.
         unary_timeout_seconds: deadline of a unary call for which the caller gives none; 0 for none.

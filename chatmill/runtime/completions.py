@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -27,6 +28,8 @@ AT_ONCE = 64
 HELD_SECONDS = 0.05
 """How long the thread waits for the loop to take what there is. Where something holds up the loop for longer, the
 thread goes on reading, so that pings are answered."""
+LOOK_SECONDS = 1.0
+"""How often the thread looks whether the event loop is still there while nothing comes."""
 _NOW = 0.0
 
 
@@ -35,6 +38,7 @@ class Completions:
 
     Args:
         options: gRPC's channel arguments.
+        shut: called when it has ended. From then on an operation of a call that is still there would end the process.
 
     Attributes:
         queue: gRPC's own, to start operations with. Their tags are `Handler`s.
@@ -42,7 +46,7 @@ class Completions:
         ended: set when no call is left after `shut`.
     """
 
-    def __init__(self, options: Sequence[tuple[str, Any]]) -> None:
+    def __init__(self, options: Sequence[tuple[str, Any]], shut: Callable[[], None]) -> None:
         self.queue: Any = layer.CompletionQueue()
         self.server: Any = layer.Server(tuple(options), False)
         self.server.register_completion_queue(self.queue)
@@ -52,6 +56,7 @@ class Completions:
         self._taken = threading.Lock()
         self._taken.acquire()
         self._shutting = False
+        self._tell = shut
         # It keeps queue and server alive: gRPC would wait for ever for the calls of one that nobody refers to any more.
         self._thread = threading.Thread(target=self._wait, name="grpc-completions", daemon=True)
 
@@ -97,23 +102,30 @@ class Completions:
             self._taken.release()
 
     def _on_shut(self, event: Any) -> None:
+        self._tell()
+        self._destroy()
+
+    def _destroy(self) -> None:
         self.queue.shutdown()
         self.server.destroy()
 
     def _wait(self) -> None:
-        while True:
-            event = self.queue.poll()
-            ended = event.completion_type == layer.CompletionType.queue_shutdown
+        kind = layer.CompletionType
+        while not self._loop.is_closed():
+            event = self.queue.poll(time.time() + LOOK_SECONDS)
+            if event.completion_type == kind.queue_timeout:
+                continue
+            ended = event.completion_type == kind.queue_shutdown
             self._found.append(event)
             del event
             try:
                 self._loop.call_soon_threadsafe(self._take_all)
             except RuntimeError:
-                self._abandon()
-                return
+                break  # it was closed just now
             if ended:
                 return
             self._taken.acquire(timeout=HELD_SECONDS)
+        self._abandon()
 
     def _abandon(self) -> None:
         """The event loop was closed and nobody has stopped the server: end it here, so that clients are told."""
@@ -124,5 +136,5 @@ class Completions:
             if event.completion_type == layer.CompletionType.queue_shutdown:
                 return
             if event.tag == self._on_shut:
-                self._on_shut(event)
+                self._destroy()
             del event

@@ -92,6 +92,11 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         else:
             self._operate(self._on_request, layer.ReceiveMessageOperation(_NO_FLAGS))
 
+    def lose(self) -> None:
+        """The server has ended and gRPC's core knows this call no more."""
+        if not self._closed:
+            self._close(cancelled=True)
+
     # What handlers see.
 
     async def read(self) -> Any:
@@ -110,7 +115,7 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         self._operate(on_message, layer.ReceiveMessageOperation(_NO_FLAGS))
         data = await come
         self._check()
-        return grpc.aio.EOF if data is None else self._handler.request_deserializer(data)
+        return grpc.aio.EOF if data is None else _through(self._handler.request_deserializer, data)
 
     async def write(self, message: Any) -> None:
         """Send one message; returns when the one before has left.
@@ -119,7 +124,7 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
             asyncio.CancelledError: one before could not be sent; the client has gone.
         """
         self._check()
-        data = self._handler.response_serializer(message)
+        data = _through(self._handler.response_serializer, message)
         await self._all_sent()
         self._sending = True
         send = layer.SendMessageOperation(data, self._flags)
@@ -254,8 +259,12 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
             self._sent = None
 
     def _on_close(self, event: Any) -> None:
+        if not self._closed:
+            self._close(cancelled=event.batch_operations[0].cancelled())
+
+    def _close(self, *, cancelled: bool) -> None:
         self._closed = True
-        if event.batch_operations[0].cancelled():
+        if cancelled:
             self._cancel()
         if self._task is None or self._task.done():
             self._over()
@@ -288,12 +297,12 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         handler, data = self._handler, None
         try:
             if not handler.request_streaming:
-                request = handler.request_deserializer(request)
+                request = _through(handler.request_deserializer, request)
             if handler.response_streaming:
                 await (handler.stream_stream or handler.unary_stream)(request, self)
             else:
                 answer = await (handler.stream_unary or handler.unary_unary)(request, self)
-                data = handler.response_serializer(answer)
+                data = _through(handler.response_serializer, answer)
             if not self._ended:
                 await self._all_sent()
                 self._end(data)
@@ -301,11 +310,11 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
             if not self._ended:
                 self._end_with(grpc.StatusCode.UNKNOWN, "the handler broke off without a status")
         except asyncio.CancelledError:
-            if not self._ended and not self._closed:
+            if not self._ended:
                 self._end_with(grpc.StatusCode.CANCELLED, "the server broke off the call")
         except Exception as error:
             log.exception("a handler broke off")
-            if not self._ended and not self._closed:
+            if not self._ended:
                 self._end_with(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error).__name__}")
 
     def _check(self) -> None:
@@ -313,6 +322,8 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
             raise self._abort
         if self._ended:
             raise grpc.aio.UsageError("the call has ended")
+        if self._closed:
+            raise asyncio.CancelledError("the client has gone")
 
     async def _all_sent(self) -> None:
         if self._sending:
@@ -329,6 +340,8 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
 
     def _end(self, data: bytes | None = None) -> None:
         self._ended = True
+        if self._closed:
+            return
         operations = [] if self._begun else [self._beginning()]
         if data is not None:
             operations.append(layer.SendMessageOperation(data, self._flags))
@@ -348,6 +361,10 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _through(convert: Callable[[Any], Any] | None, value: Any) -> Any:
+    return value if convert is None else convert(value)
 
 
 def _nothing(event: Any) -> None:

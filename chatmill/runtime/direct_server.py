@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 ACCEPTED_AT_ONCE = 16
 """Calls that gRPC's core may hand over before it is asked for more."""
-UNWIND_SECONDS = 5.0
-"""How long `stop` waits for handlers that it has cancelled."""
+END_SECONDS = 5.0
+"""How long `stop` waits for gRPC's core to let go of the calls that it has cancelled."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class DirectServer(grpc.aio.Server):
     def __init__(self, wrapped: Callable[[str, Any], Any], options: Sequence[tuple[str, Any]]) -> None:
         self._wrapped = wrapped
         self._handlers: list[grpc.GenericRpcHandler] = []
-        self._core = Completions(options)
+        self._core = Completions(options, self._on_shut)
         # An event may be handled in the task of another call, whose variables are none of this one's business.
         self._context = contextvars.copy_context()
         self._calls: set[DirectCall] = set()
@@ -88,7 +88,7 @@ class DirectServer(grpc.aio.Server):
     async def stop(self, grace: float | None) -> None:
         """Take no more calls, wait up to `grace` seconds for those under way, cancel what is left, and free the port.
 
-        Handlers that ignore that they are cancelled are waited for `UNWIND_SECONDS`; the port is free all the same.
+        Handlers that are cancelled may still be unwinding when this returns.
         """
         self._stopping = True
         if not self._started:
@@ -100,9 +100,9 @@ class DirectServer(grpc.aio.Server):
                 await asyncio.wait_for(self._idle.wait(), grace)
         self._core.server.cancel_all_calls()
         try:
-            await asyncio.wait_for(self._core.ended.wait(), UNWIND_SECONDS)
+            await asyncio.wait_for(self._core.ended.wait(), END_SECONDS)
         except TimeoutError:
-            log.error("calls ignore that they were cancelled", extra={"fields": {"calls": len(self._calls)}})
+            log.error("gRPC does not let go of its calls", extra={"fields": {"calls": len(self._calls)}})
         else:
             self._core.join()
 
@@ -133,6 +133,10 @@ class DirectServer(grpc.aio.Server):
         self._calls.add(call)
         self._idle.clear()
         call.begin()
+
+    def _on_shut(self) -> None:
+        for call in list(self._calls):
+            call.lose()
 
     def _handler(self, method: str, metadata: Any) -> Any:
         details = _Details(method, metadata)

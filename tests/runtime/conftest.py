@@ -14,9 +14,9 @@ from chatmill.config import Config
 from chatmill.runtime import server, testing
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return testing.local_config(tmp_path)
+@pytest.fixture(params=["direct", "aio"])
+def config(tmp_path: Path, request: pytest.FixtureRequest) -> Config:
+    return testing.local_config(tmp_path, {"mesh.grpc_server": request.param})
 
 
 @pytest.fixture
