@@ -43,7 +43,10 @@ SIDES = {
     "transformers-serve": ("benchmarks.sides.openai_sse", "TransformersServe"),
     "tutorial": ("benchmarks.sides.openai_sse", "Tutorial"),
     "llama.cpp": ("benchmarks.sides.openai_sse", "LlamaCpp"),
+    "chatmill-aio": ("benchmarks.sides.chatmill_grpc", "ChatmillAio"),
 }
+ASKED_FOR = ("chatmill-aio",)
+"""Sides that are only run where they are named: variants of chatmill itself."""
 ROUNDS = {1: 60, 8: 6, 32: 9, 128: 3}
 IN_A_ROW = {1: 10}
 """Rounds of a turn; elsewhere one."""
@@ -217,7 +220,11 @@ def read(path: Path) -> list[Row]:
 def main() -> int:
     """Run the benchmark; 1 if a request failed or a side broke off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", default=",".join(SIDES), help="which, in this order; default: all")
+    parser.add_argument(
+        "--sides",
+        default=",".join(side for side in SIDES if side not in ASKED_FOR),
+        help=f"which, in this order; default: all but {', '.join(ASKED_FOR)}",
+    )
     parser.add_argument("--requests", default="1,8,32,128", help="requests at once; default: %(default)s")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens per request; default: %(default)s")
     parser.add_argument("--prompt-tokens", type=int, default=100, help="tokens per prompt; default: %(default)s")

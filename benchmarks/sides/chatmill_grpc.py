@@ -114,3 +114,10 @@ def check_status(headers: dict[str, str]) -> None:
     if code != "0":
         name = next((known.name for known in grpc.StatusCode if str(known.value[0]) == code), f"grpc-status {code!r}")
         raise RuntimeError(f"{name}: {unquote(headers.get('grpc-message', ''))}")
+
+
+class ChatmillAio(Chatmill):
+    """The same behind gRPC's own server for asyncio."""
+
+    name = "chatmill-aio"
+    settings = ("mesh.grpc_server=aio",)

@@ -78,6 +78,7 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         self._ended = False  # the status is on its way
         self._closed = False  # gRPC's core has done with the call
         self._cancelled = False
+        self._held: Any = None  # a message that leaves in the next turn of the event loop
         self._sending = False
         self._sent: asyncio.Future[None] | None = None
         self._flags = _NO_FLAGS
@@ -120,19 +121,17 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
     async def write(self, message: Any) -> None:
         """Send one message; returns when the one before has left.
 
+        It leaves in the next turn of the event loop, or together with the status if the handler ends before that.
+
         Raises:
             asyncio.CancelledError: one before could not be sent; the client has gone.
         """
         self._check()
         data = _through(self._handler.response_serializer, message)
+        self._flush()
         await self._all_sent()
-        self._sending = True
-        send = layer.SendMessageOperation(data, self._flags)
-        self._flags = _NO_FLAGS
-        if self._begun:
-            self._operate(self._on_sent, send)
-        else:
-            self._operate(self._on_sent, self._beginning(), send)
+        self._held = self._message(data)
+        self._loop.call_soon(self._flush)
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send the metadata that come before the answer."""
@@ -141,7 +140,7 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
             raise grpc.aio.UsageError("the initial metadata are already sent")
         self._initial = (*self._initial, *initial_metadata)
         self._sending = True
-        self._operate(self._on_sent, self._beginning())
+        self._operate(self._on_sent, *self._beginning())
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with `code`.
@@ -330,9 +329,21 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
             self._sent = self._loop.create_future()
             await self._sent
 
-    def _beginning(self) -> Any:
+    def _beginning(self) -> list[Any]:
+        if self._begun:
+            return []
         self._begun = True
-        return layer.SendInitialMetadataOperation(self._initial, _NO_FLAGS)
+        return [layer.SendInitialMetadataOperation(self._initial, _NO_FLAGS)]
+
+    def _message(self, data: bytes) -> Any:
+        flags, self._flags = self._flags, _NO_FLAGS
+        return layer.SendMessageOperation(data, flags)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, None
+        if held is not None and not self._closed:
+            self._sending = True
+            self._operate(self._on_sent, *self._beginning(), held)
 
     def _end_with(self, code: grpc.StatusCode, details: str) -> None:
         self._code, self._details = code, details
@@ -342,20 +353,18 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         self._ended = True
         if self._closed:
             return
-        operations = [] if self._begun else [self._beginning()]
-        if data is not None:
-            operations.append(layer.SendMessageOperation(data, self._flags))
+        held, self._held = self._held, None
+        messages = [message for message in (held, None if data is None else self._message(data)) if message is not None]
         code = 0 if self._code is None else self._code.value[0]
-        operations.append(layer.SendStatusFromServerOperation(self._trailing, code, self._details, _NO_FLAGS))
-        self._operate(_nothing, *operations)
+        status = layer.SendStatusFromServerOperation(self._trailing, code, self._details, _NO_FLAGS)
+        self._operate(_nothing, *self._beginning(), *messages, status)
 
     def _operate(self, done: Callable[[Any], None], *operations: Any) -> None:
         error = self._core.start_server_batch(operations, done)
         if error:
             # Without a status the call would stay open for ever, so it ends here for the client too.
-            self._ended = True
+            log.error("gRPC does not accept what is to be sent", extra={"fields": {"error": error}})
             self._core.cancel()
-            raise grpc.aio.InternalError(f"gRPC does not accept what is to be sent: error {error}")
 
 
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
