@@ -264,20 +264,24 @@ def main() -> int:
     for name, value in asdict(report).items():
         print(f"{name:24} {value}")
     grown = report.rss_end_mib - report.rss_start_mib
-    for enough, text in (
+    bars = [
         (report.first_token_p95_ms <= 2000 * BOUND, f"first token p95 at most twice the line's bound of {BOUND} s"),
         (report.service_refusal_p95_ms < REFUSED_MS, f"refusals in less than {REFUSED_MS} ms, by the service's clock"),
-        (
-            not report.flood_calls or 0 < report.flood_refusal_p95_ms < REFUSED_MS,
-            f"refusals in less than {REFUSED_MS} ms, by h2load's clock",
-        ),
         (
             0 < report.client_refusal_p95_ms < REFUSED_MS,
             f"refusals in less than {REFUSED_MS} ms, by the second client's clock",
         ),
         (grown < FLAT_MIB, f"memory flat over the last two thirds ({grown:+.1f} MiB)"),
         (report.failed == 0, "nothing admitted fails"),
-    ):
+    ]
+    if report.flood_calls:
+        bars.append(
+            (
+                0 < report.flood_refusal_p95_ms < REFUSED_MS,
+                f"refusals in less than {REFUSED_MS} ms, by h2load's clock",
+            )
+        )
+    for enough, text in bars:
         print(f"{'met    ' if enough else 'NOT MET'} {text}")
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")

@@ -96,10 +96,14 @@ class Completions:
         return True
 
     def _take_all(self) -> None:
-        if self.take():
-            self._loop.call_soon(self._take_all)
-        elif self._taken.locked():
-            self._taken.release()
+        more = True
+        try:
+            more = self.take()
+        finally:
+            if more:
+                self._loop.call_soon(self._take_all)
+            elif self._taken.locked():
+                self._taken.release()
 
     def _on_shut(self, event: Any) -> None:
         self._tell()

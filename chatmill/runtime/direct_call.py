@@ -1,34 +1,26 @@
 """One call as `direct_server.DirectServer` handles it, and as handlers see it: a `grpc.aio.ServicerContext`.
 
-What a handler may rely on is what `grpc.aio` gives it, with one difference: a message that is written may still be on
-its way when `write` returns. The next one waits until it has left, so a client that does not read still holds up its
-handler, one message later.
+Handlers may rely on what `grpc.aio` promises, but a message that is written may still be on its way when `write`
+returns. The next one waits until it has left, so a client that does not read holds up its handler one message later.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, NoReturn
 
 import grpc.aio
 
+from chatmill.runtime.direct_context import NO_FLAGS, DirectContext
 from chatmill.runtime.inner import layer
 
 log = logging.getLogger(__name__)
 
-_NO_FLAGS = 0
-_FOREVER = 1e12
-"""Deadlines, in seconds since 1970, from which on a call has none."""
-_COMPRESSION_KEY = "grpc-internal-encoding-request"
-_COMPRESSIONS = {
-    grpc.Compression.NoCompression: "identity",
-    grpc.Compression.Deflate: "deflate",
-    grpc.Compression.Gzip: "gzip",
-}
+BROKEN_OFF_SECONDS = 0.01
+"""How long after the end of a client's messages gRPC may take to tell that they were broken off."""
 
 
 class Requests:
@@ -48,7 +40,7 @@ class Requests:
         return message
 
 
-class DirectCall(grpc.aio.ServicerContext[Any, Any]):
+class DirectCall(DirectContext):
     """A call that has come.
 
     Args:
@@ -60,38 +52,27 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
     """
 
     def __init__(self, event: Any, handler: Any, context: Context, forget: Callable[[DirectCall], None]) -> None:
-        self._core = event.call
-        self._deadline: float = event.call_details.deadline
-        self._metadata = event.invocation_metadata
+        super().__init__(event)
         self._handler = handler
         self._context = context
         self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        self._initial: Any = ()
-        self._trailing: Any = ()
-        self._code: grpc.StatusCode | None = None
-        self._details = ""
-        self._callbacks: list[Callable[[Any], None]] = []
-        self._abort: grpc.aio.AbortError | None = None
-        self._begun = False  # the initial metadata is on its way
-        self._ended = False  # the status is on its way
-        self._closed = False  # gRPC's core has done with the call
-        self._cancelled = False
+        self._aborted = False
         self._held: Any = None  # a message that leaves in the next turn of the event loop
         self._sending = False
         self._sent: asyncio.Future[None] | None = None
-        self._flags = _NO_FLAGS
+        self._coming: asyncio.Future[bytes | None] | None = None  # the next message of a client that streams
 
     def begin(self) -> None:
         """Read the request, if the method takes a single one, and run the handler."""
-        self._operate(self._on_close, layer.ReceiveCloseOnServerOperation(_NO_FLAGS))
+        self._operate(self._on_close, layer.ReceiveCloseOnServerOperation(NO_FLAGS))
         if self._handler is None:
             self._end_with(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
         elif self._handler.request_streaming:
             self._run(self._serve(Requests(self)))
         else:
-            self._operate(self._on_request, layer.ReceiveMessageOperation(_NO_FLAGS))
+            self._operate(self._on_request, layer.ReceiveMessageOperation(NO_FLAGS))
 
     def lose(self) -> None:
         """The server has ended and gRPC's core knows this call no more."""
@@ -101,20 +82,18 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
     # What handlers see.
 
     async def read(self) -> Any:
-        """The next message of a client that streams; `grpc.aio.EOF` after the last."""
+        """The next message of a client that streams; `grpc.aio.EOF` after the last. One reader at a time.
+
+        Raises:
+            asyncio.CancelledError: the client has gone.
+        """
         self._check()
-        come: asyncio.Future[bytes | None] = self._loop.create_future()
-
-        def on_message(event: Any) -> None:
-            data = event.batch_operations[0].message()
-            if data is not None:
-                _resolve(come, data)
-            else:
-                # A client that has gone sends nothing either; that this is so comes together with it.
-                self._loop.call_soon(lambda: None if self._cancelled else _resolve(come, None))
-
-        self._operate(on_message, layer.ReceiveMessageOperation(_NO_FLAGS))
-        data = await come
+        if self._coming is None:
+            self._coming = self._loop.create_future()
+            self._operate(self._on_message, layer.ReceiveMessageOperation(NO_FLAGS))
+        # Somebody who gives up waiting must not take the message along.
+        data = await asyncio.shield(self._coming)
+        self._coming = None
         self._check()
         return grpc.aio.EOF if data is None else _through(self._handler.request_deserializer, data)
 
@@ -128,7 +107,6 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         """
         self._check()
         data = _through(self._handler.response_serializer, message)
-        self._flush()
         await self._all_sent()
         self._held = self._message(data)
         self._loop.call_soon(self._flush)
@@ -136,6 +114,7 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Send the metadata that come before the answer."""
         self._check()
+        self._flush()
         if self._begun:
             raise grpc.aio.UsageError("the initial metadata are already sent")
         self._initial = (*self._initial, *initial_metadata)
@@ -152,88 +131,17 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         self._check()
         if code is grpc.StatusCode.OK:
             raise ValueError("a call is not aborted with OK")
-        self._abort = grpc.aio.AbortError("Locally aborted.")
-        self._code = code
+        self._aborted = True
+        self.set_code(code)
         self._details = details or self._details
         self._trailing = tuple(trailing_metadata) or self._trailing
-        await self._all_sent()
+        await self._last_sent()
         self._end()
-        raise self._abort
+        raise _aborted()
 
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         """See `abort`."""
         await self.abort(status.code, status.details, status.trailing_metadata or ())
-
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """What is sent along with the status."""
-        self._trailing = tuple(trailing_metadata)
-
-    def trailing_metadata(self) -> Any:
-        """What was set."""
-        return self._trailing
-
-    def invocation_metadata(self) -> Any:
-        """What the client sent along."""
-        return self._metadata
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        """The code that the call will end with."""
-        self._code = code
-
-    def code(self) -> Any:
-        """The code that was set; None if there was none."""
-        return self._code
-
-    def set_details(self, details: str) -> None:
-        """The message that the call will end with."""
-        self._details = details
-
-    def details(self) -> str:
-        """What was set."""
-        return self._details
-
-    def set_compression(self, compression: grpc.Compression) -> None:
-        """How the answers are compressed; before the first of them."""
-        if self._begun:
-            raise RuntimeError("compression is set before the initial metadata are sent")
-        self._initial = (*self._initial, (_COMPRESSION_KEY, _COMPRESSIONS[compression]))
-
-    def disable_next_message_compression(self) -> None:
-        """Send the next message as it is."""
-        self._flags = layer.WriteFlag.no_compress
-
-    def peer(self) -> str:
-        """Address of the client."""
-        return str(self._core.peer().decode())
-
-    def peer_identities(self) -> Any:
-        """Names of an authenticated client."""
-        return layer.peer_identities(self._core)
-
-    def peer_identity_key(self) -> str | None:
-        """Which property of `auth_context` has them."""
-        key = layer.peer_identity_key(self._core)
-        return None if key is None else key.decode()
-
-    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
-        """What is known of the client's certificate."""
-        return {key.decode(): values for key, values in layer.auth_context(self._core).items()}
-
-    def time_remaining(self) -> Any:
-        """Seconds until the deadline, at least 0; None if there is none."""
-        return None if self._deadline > _FOREVER else max(self._deadline - time.time(), 0.0)
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Call `callback` with this when the call is over."""
-        self._callbacks.append(callback)
-
-    def cancelled(self) -> bool:
-        """Whether the client has gone or the deadline has passed."""
-        return self._cancelled
-
-    def done(self) -> bool:
-        """Whether nothing more can be sent."""
-        return self._ended or self._closed
 
     # What happens.
 
@@ -247,6 +155,21 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
     def _without_request(self) -> None:
         if not self._closed:
             self._end_with(grpc.StatusCode.UNIMPLEMENTED, "this method takes one message, and none came")
+
+    def _on_message(self, event: Any) -> None:
+        coming, data = self._coming, event.batch_operations[0].message()
+        assert coming is not None
+        if data is not None:
+            _resolve(coming, data)
+        elif event.success:
+            # A client that has gone sends nothing more either, and that it has gone may be told a moment later.
+            self._loop.call_later(BROKEN_OFF_SECONDS, self._on_messages_end, coming)
+        else:
+            self._cancel()
+
+    def _on_messages_end(self, coming: asyncio.Future[bytes | None]) -> None:
+        if not self._cancelled:
+            _resolve(coming, None)
 
     def _on_sent(self, event: Any) -> None:
         self._sending = False
@@ -281,7 +204,10 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         self._forget(self)
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:
+                log.exception("a callback at the end of a call failed")
 
     # How.
 
@@ -301,9 +227,10 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
                 await (handler.stream_stream or handler.unary_stream)(request, self)
             else:
                 answer = await (handler.stream_unary or handler.unary_unary)(request, self)
-                data = _through(handler.response_serializer, answer)
+                if self._code in (None, grpc.StatusCode.OK):
+                    data = _through(handler.response_serializer, answer)
             if not self._ended:
-                await self._all_sent()
+                await self._last_sent()
                 self._end(data)
         except grpc.aio.AbortError:
             if not self._ended:
@@ -317,26 +244,33 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
                 self._end_with(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error).__name__}")
 
     def _check(self) -> None:
-        if self._abort is not None:
-            raise self._abort
+        if self._aborted:
+            raise _aborted()
         if self._ended:
             raise grpc.aio.UsageError("the call has ended")
-        if self._closed:
+        if self._closed or self._cancelled:
             raise asyncio.CancelledError("the client has gone")
 
     async def _all_sent(self) -> None:
-        if self._sending:
-            self._sent = self._loop.create_future()
-            await self._sent
+        self._flush()
+        while self._sending:
+            await self._last_sent()
+            self._flush()
+
+    async def _last_sent(self) -> None:
+        while self._sending:
+            if self._sent is None:
+                self._sent = self._loop.create_future()
+            await asyncio.shield(self._sent)
 
     def _beginning(self) -> list[Any]:
         if self._begun:
             return []
         self._begun = True
-        return [layer.SendInitialMetadataOperation(self._initial, _NO_FLAGS)]
+        return [layer.SendInitialMetadataOperation(self._initial, NO_FLAGS)]
 
     def _message(self, data: bytes) -> Any:
-        flags, self._flags = self._flags, _NO_FLAGS
+        flags, self._flags = self._flags, NO_FLAGS
         return layer.SendMessageOperation(data, flags)
 
     def _flush(self) -> None:
@@ -353,16 +287,21 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
         self._ended = True
         if self._closed:
             return
+        details = self._details.encode("utf-8", "replace").decode()
         held, self._held = self._held, None
         messages = [message for message in (held, None if data is None else self._message(data)) if message is not None]
         code = 0 if self._code is None else self._code.value[0]
-        status = layer.SendStatusFromServerOperation(self._trailing, code, self._details, _NO_FLAGS)
+        status = layer.SendStatusFromServerOperation(self._trailing, code, details, NO_FLAGS)
         self._operate(_nothing, *self._beginning(), *messages, status)
 
     def _operate(self, done: Callable[[Any], None], *operations: Any) -> None:
-        error = self._core.start_server_batch(operations, done)
+        # Without a status the call would stay open for ever, so where gRPC accepts none it ends for the client too.
+        try:
+            error = self._core.start_server_batch(operations, done)
+        except BaseException:
+            self._core.cancel()
+            raise
         if error:
-            # Without a status the call would stay open for ever, so it ends here for the client too.
             log.error("gRPC does not accept what is to be sent", extra={"fields": {"error": error}})
             self._core.cancel()
 
@@ -370,6 +309,11 @@ class DirectCall(grpc.aio.ServicerContext[Any, Any]):
 def _resolve(future: asyncio.Future[Any], value: Any) -> None:
     if not future.done():
         future.set_result(value)
+
+
+def _aborted() -> grpc.aio.AbortError:
+    # One that the call kept would keep the call in turn, by the frames that it was raised through.
+    return grpc.aio.AbortError("Locally aborted.")
 
 
 def _through(convert: Callable[[Any], Any] | None, value: Any) -> Any:

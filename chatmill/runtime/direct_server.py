@@ -47,7 +47,7 @@ class DirectServer(grpc.aio.Server):
         self._wrapped = wrapped
         self._handlers: list[grpc.GenericRpcHandler] = []
         self._core = Completions(options, self._on_shut)
-        # An event may be handled in the task of another call, whose variables are none of this one's business.
+        # Handlers start with the variables of whoever made the server; the thread that brings the calls has none.
         self._context = contextvars.copy_context()
         self._calls: set[DirectCall] = set()
         self._idle = asyncio.Event()
@@ -124,15 +124,19 @@ class DirectServer(grpc.aio.Server):
         self._core.server.request_call(self._core.queue, self._core.queue, self._on_call)
 
     def _on_call(self, event: Any) -> None:
-        if not event.success:
-            return  # the server stops
         if not self._stopping:
             self._accept()
+        if not event.success:
+            return  # the server stops, or the call was over before it came
         handler = self._handler(event.call_details.method.decode(errors="replace"), event.invocation_metadata)
         call = DirectCall(event, handler, self._context.copy(), self._forget)
         self._calls.add(call)
         self._idle.clear()
-        call.begin()
+        try:
+            call.begin()
+        except BaseException:
+            self._forget(call)
+            raise
 
     def _on_shut(self) -> None:
         for call in list(self._calls):

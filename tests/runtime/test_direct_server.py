@@ -19,6 +19,7 @@ from probe_service import ProbeRequest, ProbeServicer, ProbeStub, add_to_server
 from chatmill.config import Config
 from chatmill.errors import InvalidArgument, ResourceExhausted
 from chatmill.runtime import inner, server, testing
+from chatmill.runtime.direct_call import DirectCall
 from chatmill.runtime.direct_server import DirectServer
 
 METHOD = "/tests.Direct/Method"
@@ -275,6 +276,80 @@ async def test_nothing_can_be_sent_after_the_end() -> None:
             await anext(aiter(connected.unary_stream(METHOD)(b"")))
         assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.ABORTED, "end")
         assert await outcome == ["ValueError", "AbortError", "AbortError", "AbortError", "AbortError"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "details"),
+    [
+        (lambda context: context.set_details("half a pair: \ud800"), grpc.StatusCode.NOT_FOUND, "half a pair: ?"),
+        (lambda context: context.set_code(5), grpc.StatusCode.NOT_FOUND, ""),
+        (lambda context: context.set_trailing_metadata((("key", 5),)), grpc.StatusCode.CANCELLED, "CANCELLED"),
+    ],
+)
+async def test_a_status_that_can_not_be_sent_as_it_is_ends_the_call(
+    ending: Callable[[Any], None], code: grpc.StatusCode, details: str
+) -> None:
+    async def end(request: bytes, context: Any) -> None:
+        context.set_code(grpc.StatusCode.NOT_FOUND)
+        ending(context)
+
+    async with serving(grpc.unary_unary_rpc_method_handler, end) as connected:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await connected.unary_unary(METHOD)(b"", timeout=10)
+        assert (caught.value.code(), caught.value.details()) == (code, details)
+
+
+async def test_a_read_that_is_given_up_does_not_lose_the_message() -> None:
+    async def patient(requests: Any, context: Any) -> bytes:
+        got = []
+        while True:
+            try:
+                async with asyncio.timeout(0.02):
+                    message = await context.read()
+            except TimeoutError:
+                continue
+            if message is grpc.aio.EOF:
+                return b" ".join(got)
+            got.append(message)
+
+    async with serving(grpc.stream_unary_rpc_method_handler, patient) as connected:
+        upload = connected.stream_unary(METHOD)()
+        for message in (b"a", b"b", b"c"):
+            await upload.write(message)
+            await asyncio.sleep(0.05)
+        await upload.done_writing()
+        assert await upload == b"a b c"
+
+
+async def test_two_tasks_may_write_to_one_call() -> None:
+    async def write(request: bytes, context: Any) -> None:
+        async def some(name: bytes) -> None:
+            for index in range(100):
+                await context.write(name + b"%d" % index)
+
+        await asyncio.gather(some(b"a"), some(b"b"))
+
+    async with serving(grpc.unary_stream_rpc_method_handler, write) as connected:
+        got = [message async for message in connected.unary_stream(METHOD)(b"", timeout=30)]
+    for name in (b"a", b"b"):
+        assert [message for message in got if message.startswith(name)] == [name + b"%d" % n for n in range(100)]
+
+
+async def test_a_refused_call_is_gone_without_the_garbage_collector() -> None:
+    async def refuse(request: bytes, context: Any) -> None:
+        await context.abort(grpc.StatusCode.ABORTED, "no")
+
+    async with serving(grpc.unary_unary_rpc_method_handler, refuse) as connected:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await connected.unary_unary(METHOD)(b"")
+            left = [found for found in gc.get_objects() if isinstance(found, DirectCall)]
+        finally:
+            gc.enable()
+    assert len(left) <= 1  # the last one may still be on its way out
 
 
 async def test_stopping_waits_for_calls_and_can_be_asked_for_twice() -> None:
