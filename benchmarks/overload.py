@@ -188,6 +188,7 @@ async def overload(side: Chatmill, prompts: list[str], rate: float, seconds: flo
 async def run(arguments: argparse.Namespace, folder: Path) -> Report:
     """Both halves."""
     side = Overloaded(folder, 64, ROWS)
+    side.settings += tuple(arguments.set)
     client: asyncio.subprocess.Process | None = None
     flood: Flood | None = None
     await side.start()
@@ -256,6 +257,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long; default: %(default)s")
     parser.add_argument("--times", type=float, default=10.0, help="of the capacity; default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a few seconds, for trying the program out")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="an option of the service")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     print(machine())
